@@ -1,0 +1,226 @@
+"""The recipe: the whole schema on one page.
+
+A key is here only when something reads it; a key of a feature that is not built is unknown.
+Field descriptions become the JSON Schema that editors complete from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from edgekit import document
+from edgekit.document import Document, Schema
+from edgekit.errors import RecipeError
+
+SCHEMA_PATH = Path(__file__).parent / "schemas" / "recipe.json"
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Load(Schema):
+    """Which trained model."""
+
+    model: Text = Field(description="registered model, such as `mhlt`")
+    config: Text = Field("default", description="the model's configuration, such as `small`")
+    checkpoint: Text = Field(description="weights, relative to the recipe: .safetensors, or .pt with weights only")
+
+
+class Finetune(Schema):
+    """Training after pruning, with the float model as teacher."""
+
+    epochs: Count = Field(description="passes over the training clips")
+    distill: NotNegative = Field(1.0, description="weight of the distance to the float model's outputs; 0 turns it off")
+    data: Text | None = Field(None, description="data set in `calibration/`; by default that of `calibrate`")
+    lr: Positive | None = Field(None, description="peak learning rate; by default the model's own")
+    clips: Count | None = Field(None, description="train on the first so many clips only")
+
+
+class Prune(Schema):
+    """Structured pruning: channels, LSTM units, attention heads."""
+
+    importance: Literal["magnitude", "taylor"] = Field("taylor", description="how a channel's worth is judged; taylor reads data")
+    macs: Share = Field(description="share of the MACs to keep, such as 0.70; met within 2 points")
+    finetune: Finetune | None = Field(None, description="without it the pruned model is used as cut")
+    protect: tuple[Text, ...] = Field((), description="modules to leave whole, as globs such as `video_net.features.0.*`")
+
+
+class Calibrate(Schema):
+    """Statistics of every tensor, taken once for all targets."""
+
+    data: Text = Field(description="data set in `calibration/`")
+    clips: Count = Field(128, description="how many clips are read")
+
+
+class Quantize(Schema):
+    """Ranges and scales from the statistics."""
+
+    observer: Literal["minmax", "percentile"] = Field("percentile", description="how a tensor's range is chosen")
+    percentile: Annotated[float, Field(gt=50, le=100)] | None = Field(None, description="share of values inside the range, in percent; for observer percentile")
+    skip: tuple[Text, ...] = Field((), description="layers to leave in float, as globs over node names")
+
+    @model_validator(mode="after")
+    def _percentile_needs_its_observer(self) -> Quantize:
+        if self.percentile is not None and self.observer != "percentile":
+            raise document.mistake(f"`percentile` is given, but the observer is `{self.observer}`", "use `observer: percentile`, or drop it", at=("percentile",))
+        return self
+
+
+class Verify(Schema):
+    """Held-out clips that the report is measured on."""
+
+    data: Text = Field(description="data set in `calibration/`")
+    clips: Count | None = Field(None, description="measure on the first so many test clips; by default all")
+
+
+class Gate(Schema):
+    """Limits on one number of the report."""
+
+    max_increase: NotNegative | None = Field(None, description="artifact minus original may be at most this")
+    max_decrease: NotNegative | None = Field(None, description="original minus artifact may be at most this")
+    min: float | None = Field(None, description="the artifact's own value must be at least this")
+    max: float | None = Field(None, description="the artifact's own value may be at most this")
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Gate:
+        if not self.model_fields_set:
+            raise document.mistake("a gate without a limit", "give max_increase, max_decrease, min or max")
+        return self
+
+
+# Metrics that a gate may name (`metrics.METRICS` cannot be imported here: it needs numpy), and which way is better.
+LOWER_IS_BETTER = ("mae",)
+HIGHER_IS_BETTER = ("f1", "corr", "acc2", "acc3", "acc5")
+OWN_VALUE_ONLY = ("int8_macs",)
+GATES = (*LOWER_IS_BETTER, *HIGHER_IS_BETTER, *OWN_VALUE_ONLY)
+OWN_METRIC = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # package.module:function of a data set's own metric
+
+
+class Recipe(Schema):
+    """From a trained checkpoint to a bundle for one target."""
+
+    name: Annotated[str, Field(pattern=f"^{NAME}$")] = Field(description="names `build/<name>/` and `build/<name>.tar.zst`")
+    target: Text = Field(description="device, a file in `targets/`")
+    load: Load
+    prune: Prune | None = Field(None, description="without it nothing is removed")
+    calibrate: Calibrate
+    quantize: Quantize = Quantize()
+    verify: Verify
+    gates: dict[str, Gate] = Field(
+        {},
+        description="limits that the report must meet; changing one never runs a model again",
+        json_schema_extra={"propertyNames": {"anyOf": [{"enum": list(GATES)}, {"pattern": f"^{OWN_METRIC}$"}]}},
+    )
+
+    _document: Document = PrivateAttr()
+    _cache_root: Path = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _gates_are_of_known_numbers_and_point_the_right_way(self) -> Recipe:
+        for name, gate in self.gates.items():
+            if name not in GATES and not re.fullmatch(OWN_METRIC, name):
+                raise document.mistake(f"unknown gate `{name}`", document.suggestion(name, GATES), at=("gates", name))
+            for limit in sorted(gate.model_fields_set - set(limits_of(name))):
+                hint = f"use {' or '.join(f'`{known}`' for known in limits_of(name))}"
+                raise document.mistake(f"gate `{name}` cannot have `{limit}`", hint, at=("gates", name, limit))
+        return self
+
+    @property
+    def path(self) -> Path:
+        """The recipe's own file."""
+        return Path(self._document.path)
+
+    @property
+    def dir(self) -> Path:
+        """The folder that relative paths in the recipe start from."""
+        return self.path.parent
+
+    @property
+    def cache_root(self) -> Path:
+        """Where generated data sets may keep their clips (`cache_root / "data"`)."""
+        return self._cache_root
+
+    def where(self, dotted: str = "") -> str:
+        """`file:line` of a key, for messages: `where("load.checkpoint")`."""
+        return self._document.where(dotted)
+
+    def resolve(self, path: str) -> Path:
+        """A path in the recipe, seen from here."""
+        return self.dir / path
+
+    def file(self, dotted: str) -> Path:
+        """The existing file that a key such as `load.checkpoint` names.
+
+        Raises:
+            RecipeError: there is no such file.
+        """
+        value: Any = self
+        for key in dotted.split("."):
+            value = getattr(value, key)
+        path = self.resolve(value)
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            near = sorted(str(file.relative_to(self.dir)) for file in path.parent.glob(f"*{path.suffix}")) if path.parent.is_dir() else []
+            raise RecipeError(f"{self.where(dotted)}: `{dotted}` {what}: {path}", document.suggestion(value, near) or "paths are relative to the recipe")
+        return path
+
+    def section(self, name: str) -> dict[str, Any] | None:
+        """A part of the recipe as plain data without unset keys, or None if it is not there."""
+        value = getattr(self, name)
+        if value is None or isinstance(value, str):
+            return value
+        if isinstance(value, dict):
+            return {key: json.loads(item.model_dump_json(exclude_none=True)) for key, item in value.items()}
+        return json.loads(value.model_dump_json(exclude_none=True))
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = (), cache_root: str | Path = ".edgekit") -> Recipe:
+    """Read a recipe, with `key.path=value` overrides.
+
+    Raises:
+        RecipeError: file:line and what is wrong there.
+    """
+    read = document.read(Path(path), overrides)
+    read.data.setdefault("name", re.sub(r"[^A-Za-z0-9_.-]", "_", Path(path).stem))
+    recipe = document.validate(read, Recipe)
+    recipe._document = read
+    recipe._cache_root = Path(cache_root)
+    return recipe
+
+
+def json_schema() -> str:
+    """The JSON Schema of a recipe, as shipped in edgekit/schemas/recipe.json."""
+    schema = {"$schema": "http://json-schema.org/draft-07/schema#", **Recipe.model_json_schema()}
+    # `name` is optional on disk: it defaults to the file's own name.
+    schema["required"] = [key for key in schema["required"] if key != "name"]
+    schema["title"] = "edgekit recipe"
+    return json.dumps(_without_titles(schema), indent=2, sort_keys=True) + "\n"
+
+
+def _without_titles(schema: Any, is_properties: bool = False) -> Any:
+    """Drop pydantic's generated titles, which editors would show instead of the descriptions."""
+    if isinstance(schema, list):
+        return [_without_titles(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: value for key, value in schema.items() if is_properties or key != "title" or value == "edgekit recipe"}
+    return {key: _without_titles(value, key in ("properties", "$defs")) for key, value in kept.items()}
+
+
+def limits_of(gate: str) -> tuple[str, ...]:
+    """The limits that make sense: an error may rise by so much, a score may fall by so much."""
+    if gate in OWN_VALUE_ONLY:
+        return ("min", "max")
+    if gate in LOWER_IS_BETTER:
+        return ("max_increase", "max")
+    return ("max_decrease", "min") if gate in HIGHER_IS_BETTER else tuple(Gate.model_fields)

@@ -1,0 +1,183 @@
+"""A device, as data: what its compiler takes, and in which numbers.
+
+`targets/*.yaml` states facts with their sources; nothing here knows a device by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from edgekit import document
+from edgekit.document import Schema
+from edgekit.errors import RecipeError, TargetError
+
+Text = Annotated[str, Field(min_length=1)]
+Fact = str | int | float | bool | list[str] | list[int] | list[float] | None
+
+
+class Runtime(Schema):
+    """The compiler and runtime on the device."""
+
+    name: Text = Field(description="such as TensorRT")
+    version: Text = Field(description="the exact version, in quotes, such as '8.5.2'")
+
+
+class Activation(Schema):
+    """How an activation becomes an integer: q = round(x / scale), scale = range / divisor."""
+
+    dtype: Literal["int8"]
+    symmetric: Literal[True]
+    zero_point: Literal[0]
+    divisor: Literal[127]
+
+
+class Weight(Schema):
+    """How a weight becomes an integer."""
+
+    dtype: Literal["int8"]
+    granularity: Literal["per_channel", "per_tensor"]
+    range: Literal["max_abs"]
+
+
+class Numbers(Schema):
+    """The device's number rules."""
+
+    activation: Activation
+    weight: Weight
+    rounding: Literal["half_even"]
+
+
+class Rewrite(Schema):
+    """A form of an op that the table does not take as it is, and an exact rewrite makes fit."""
+
+    by: Text = Field(description="name in `rewrites`")
+    ranks: tuple[int, ...] = Field((), description="ranks of the data input that are rewritten; empty means all")
+
+
+class OpRule(Schema):
+    """What the target takes of one ONNX op."""
+
+    dtypes: tuple[Text, ...] = Field((), description="ONNX names of the data type, such as float32; empty means any")
+    ranks: tuple[int, ...] = Field((), description="ranks of the data input; empty means any")
+    int8: bool = Field(False, description="whether the compiler may run it in INT8")
+    int8_ranks: tuple[int, ...] = Field((), description="ranks that may run in INT8; empty means all of `ranks`")
+    rewrite: Rewrite | None = Field(None, description="taken only after this rewrite")
+    max_opset: int | None = None
+    note: str | None = None
+    source: str | None = None
+
+    def takes_int8(self, rank: int | None = None) -> bool:
+        """Whether this op may run in INT8 at this rank of its data input."""
+        return self.int8 and (rank is None or not self.int8_ranks or rank in self.int8_ranks)
+
+
+class Target(Schema):
+    """One device."""
+
+    name: Text
+    description: Text
+    backend: Literal["tensorrt"]
+    runtime: Runtime
+    build_on: Literal["device", "host"]
+    device: dict[str, Fact] = Field({}, description="facts such as sm, memory_gb, jetpack")
+    opset_max: Annotated[int, Field(ge=1)]
+    numbers: Numbers
+    ops: dict[str, OpRule]
+    rewrites: tuple[Text, ...] = ()
+    sources: tuple[Text, ...] = ()
+
+    _path: Path = PrivateAttr(Path())
+
+    @model_validator(mode="after")
+    def _rewrites_are_listed(self) -> Target:
+        for op, rule in self.ops.items():
+            if rule.rewrite is not None and rule.rewrite.by not in self.rewrites:
+                raise document.mistake(f"unknown rewrite `{rule.rewrite.by}`", "list it under `rewrites`", at=("ops", op, "rewrite", "by"))
+        return self
+
+    @property
+    def path(self) -> Path:
+        """The target's own file, for messages."""
+        return self._path
+
+    def spec(self) -> dict[str, Any]:
+        """What of a target enters a cache key: rules, without prose and sources."""
+        data = self.model_dump(mode="json", exclude_none=True, exclude={"description", "sources"})
+        for rule in data["ops"].values():
+            rule.pop("note", None)
+            rule.pop("source", None)
+        return data
+
+
+def load_target(name: str, recipe_dir: str | Path = ".") -> Target:
+    """The target `name`, found beside the recipe, then upward, then in edgekit's own copy.
+
+    Raises:
+        RecipeError: there is no such target, or its file is wrong.
+    """
+    path = document.find("targets", name, Path(recipe_dir))
+    target = document.load(path, Target)
+    if target.name != name:
+        raise RecipeError(f"{path}: `name` is `{target.name}`, the file is `{name}.yaml`", "give both the same name")
+    target._path = path
+    return target
+
+
+def problems(target: Target, ops: dict[str, Any], rewritten: bool = False) -> list[str]:
+    """Everything in a model that the target cannot run, one line each; empty if all is well.
+
+    Args:
+        ops: the content of ops.json: opset, and per (engine, op, rank, dtype) a count.
+        rewritten: the target's rewrites have been applied, so what they remove may be there no longer.
+    """
+    found = []
+    if ops["opset"] > target.opset_max:
+        found.append(f"opset {ops['opset']} is used, at most {target.opset_max} is taken")
+    for use in ops["ops"]:
+        fault = _fault(target, use, ops["opset"], rewritten)
+        if fault is not None:
+            count = f"{use['count']} times " if use.get("count", 1) > 1 else ""
+            found.append(f"`{use['op']}` in engine `{use['engine']}` {count}{fault}")
+    return sorted(set(found))
+
+
+def check(target: Target, ops: dict[str, Any], rewritten: bool = False) -> None:
+    """Refuse a model that the target cannot run.
+
+    Raises:
+        TargetError: names every op, up to eight.
+    """
+    found = problems(target, ops, rewritten)
+    if not found:
+        return
+    shown = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
+    raise TargetError(
+        f"{target.path}: {target.runtime.name} {target.runtime.version} cannot run this model: {shown}",
+        "change the model or pick another target; what this one takes stands under `ops`",
+    )
+
+
+def _fault(target: Target, use: dict[str, Any], opset: int, rewritten: bool) -> str | None:
+    rule = target.ops.get(use["op"])
+    if rule is None:
+        return "is not in the table"
+    rewrite = None if rewritten else rule.rewrite
+    if rewrite is not None and (not rewrite.ranks or use["rank"] in rewrite.ranks):
+        return None
+    if rewritten and rule.rewrite is not None and not rule.ranks and not rule.rewrite.ranks:
+        return f"should have been rewritten by `{rule.rewrite.by}`"
+    if rule.dtypes and use["dtype"] not in rule.dtypes:
+        return f"has dtype {use['dtype']}, taken: {_listed(rule.dtypes)}"
+    if rule.ranks and use["rank"] not in rule.ranks:
+        return f"has rank {use['rank']}, taken: {_listed(rule.ranks)}"
+    if rule.max_opset is not None and opset > rule.max_opset:
+        return f"is of opset {opset}, taken up to {rule.max_opset}"
+    return None
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(str(value) for value in values)
