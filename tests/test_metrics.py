@@ -1,0 +1,168 @@
+"""Metrics against brute force, one clip at a time in plain Python, and what happens on bad input."""
+
+import math
+
+import numpy as np
+import pytest
+
+from edgekit.errors import DataError
+from edgekit.metrics import METRICS, bootstrap, paired_bootstrap
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+def brute_mae(labels, predictions):
+    clip = lambda x: max(-1.0, min(1.0, x))  # noqa: E731
+    return sum(abs(clip(p) - clip(y)) for y, p in zip(labels, predictions)) / len(labels)
+
+
+def brute_f1(labels, predictions):
+    total = 0.0
+    for positive in (False, True):
+        pairs = [((y > 0) == positive, (p > 0) == positive) for y, p in zip(labels, predictions)]
+        tp = sum(t and g for t, g in pairs)
+        precision = tp / max(1, sum(g for _, g in pairs))
+        recall = tp / max(1, sum(t for t, _ in pairs))
+        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        total += sum(t for t, _ in pairs) / len(pairs) * f1
+    return 100 * total
+
+
+def brute_corr(labels, predictions):
+    n, my, mp = len(labels), sum(labels) / len(labels), sum(predictions) / len(predictions)
+    cov = sum((y - my) * (p - mp) for y, p in zip(labels, predictions)) / n
+    sy = math.sqrt(sum((y - my) ** 2 for y in labels) / n)
+    sp = math.sqrt(sum((p - mp) ** 2 for p in predictions) / n)
+    return cov / (sy * sp)
+
+
+def brute_accuracy(cuts):
+    def interval(x):
+        edges = [-math.inf, *cuts, math.inf]
+        return next(i for i in range(len(edges) - 1) if edges[i] < x <= edges[i + 1])
+
+    return lambda ys, ps: 100 * sum(interval(y) == interval(p) for y, p in zip(ys, ps)) / len(ys)
+
+
+BRUTE = {
+    "mae": brute_mae,
+    "f1": brute_f1,
+    "corr": brute_corr,
+    "acc2": brute_accuracy([0.0]),
+    "acc3": brute_accuracy([-0.1, 0.1]),
+    "acc5": brute_accuracy([-0.7, -0.1, 0.1, 0.7]),
+}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_equals_its_definition_written_out(name, rng):
+    for n in (2, 3, 17, 100):
+        # Tenths put many values exactly on the cut points, where classes are easy to get wrong.
+        labels = rng.integers(-10, 11, n) / 10
+        labels[:2] = (-0.5, 0.5)
+        predictions = np.where(rng.random(n) < 0.5, rng.integers(-13, 14, n) / 10, rng.normal(0, 0.6, n))
+        got = METRICS[name](labels, predictions)
+        assert got == pytest.approx(BRUTE[name](labels.tolist(), predictions.tolist()), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_scores_many_resamples_at_once_as_one_by_one(name, rng):
+    labels, predictions = rng.uniform(-1, 1, (5, 40)), rng.uniform(-1, 1, (5, 40))
+    at_once = METRICS[name].fn(labels, predictions)
+    np.testing.assert_array_equal(at_once, [METRICS[name].fn(y, p) for y, p in zip(labels, predictions)])
+
+
+def test_zero_is_in_the_left_class_and_cut_points_close_their_interval_on_the_right():
+    assert METRICS["f1"]([0.0, 1.0], [-1.0, 1.0]) == 100
+    assert METRICS["acc2"]([0.0], [1e-9]) == 0
+    assert METRICS["acc3"]([0.1], [0.05]) == 100
+    assert METRICS["acc3"]([0.1], [0.100001]) == 0
+    assert METRICS["acc5"]([-0.7], [-1.0]) == 100
+
+
+def test_mae_clips_both_sides_to_the_scale():
+    assert METRICS["mae"]([1.0, -1.0], [3.0, -9.0]) == 0
+
+
+def test_units_and_directions_are_stated():
+    assert (METRICS["mae"].unit, METRICS["mae"].direction) == ("", "lower")
+    assert (METRICS["f1"].unit, METRICS["f1"].direction) == ("points", "higher")
+    assert {m.direction for name, m in METRICS.items() if name != "mae"} == {"higher"}
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_prediction_that_is_not_finite_makes_the_metric_nan(name):
+    for bad in (math.nan, math.inf):  # inf would clip to 1 and look like a fine prediction
+        assert math.isnan(METRICS[name]([0.5, -0.5], [0.5, bad]))
+        assert math.isnan(paired_bootstrap(METRICS[name], [0.5, -0.5], [0.5, -0.5], [0.5, bad])[2])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_no_clips_other_shapes_and_bad_labels_are_refused(name):
+    with pytest.raises(DataError, match="no clips"):
+        METRICS[name]([], [])
+    with pytest.raises(DataError, match=r"shape \[2\], predictions \[3\]"):
+        METRICS[name]([0, 1], [0, 1, 2])
+    with pytest.raises(DataError, match="label 1 is nan"):
+        METRICS[name]([0, math.nan], [0, 1])
+
+
+def test_constant_predictions_correlate_with_nothing():
+    assert METRICS["corr"]([0.1, 0.5, -0.3], [0.1, 0.1, 0.1]) == 0
+    assert METRICS["f1"]([0.5, 0.4, -0.3, 0.2], [0.1] * 4) == pytest.approx(100 * 0.75 * 2 * 0.75 / 1.75)
+
+
+def test_correlation_with_constant_labels_is_refused():
+    with pytest.raises(DataError, match="all 3 labels are 0.2"):
+        METRICS["corr"]([0.2, 0.2, 0.2], [0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_the_bootstrap_equals_a_loop_over_resamples(name, rng):
+    labels, a = rng.uniform(-1, 1, 30), rng.uniform(-1, 1, 30)
+    b = a + rng.normal(0, 0.2, 30)
+    metric = METRICS[name]
+    delta, low, high = paired_bootstrap(metric, labels, a, b, n=200, seed=3)
+    drawn = np.random.default_rng(3).integers(0, 30, size=(200, 30))
+    deltas = [metric(labels[i], b[i]) - metric(labels[i], a[i]) for i in drawn]
+    assert delta == pytest.approx(metric(labels, b) - metric(labels, a), abs=1e-12)
+    assert (low, high) == pytest.approx((np.percentile(deltas, 2.5), np.percentile(deltas, 97.5)), abs=1e-9)
+
+
+def test_the_interval_of_a_pair_is_narrower_than_that_of_its_two_scores(rng):
+    labels = rng.uniform(-1, 1, 300)
+    a = labels + rng.normal(0, 0.3, 300)
+    b = a + rng.normal(0, 0.01, 300)
+    _, low, high = paired_bootstrap(METRICS["mae"], labels, a, b)
+    alone_low, alone_high = bootstrap(METRICS["mae"], labels, a)
+    assert (high - low) * 5 < alone_high - alone_low
+
+
+def test_the_interval_covers_the_true_change_about_19_times_in_20(rng):
+    covered = 0
+    for seed in range(200):
+        noise = rng.normal(0, 0.1, (2, 120))
+        # The clip to [-1, 1] is out of reach, so the expected change is that of the half-normal means.
+        labels = np.zeros(120)
+        _, low, high = paired_bootstrap(METRICS["mae"], labels, noise[0], 1.5 * noise[1], n=300, seed=seed)
+        covered += low <= 0.05 * math.sqrt(2 / math.pi) <= high
+    assert 178 <= covered <= 200  # 190 +- 4 standard deviations of a binomial, upper end open
+
+
+def test_the_same_seed_gives_the_same_interval_and_memory_stays_bounded(rng):
+    labels, a, b = rng.uniform(-1, 1, (3, 5000))
+    again = [paired_bootstrap(METRICS["mae"], labels, a, b, n=500, seed=1) for _ in range(2)]
+    assert again[0] == again[1]
+
+
+def test_an_unchanged_prediction_costs_exactly_nothing(rng):
+    labels, a = rng.uniform(-1, 1, (2, 50))
+    assert paired_bootstrap(METRICS["mae"], labels, a, a) == (0, 0, 0)
+
+
+def test_one_clip_has_no_interval():
+    with pytest.raises(DataError, match="at least 2 clips, got 1"):
+        paired_bootstrap(METRICS["mae"], [0.1], [0.1], [0.2])
