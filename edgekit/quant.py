@@ -1,0 +1,251 @@
+"""Quantization arithmetic: histograms, ranges, scales, rounding. Numpy only, no graphs.
+
+What flows: `Histogram` (streamed over any number of clips) -> `Range` (an observer's choice)
+-> `Scale` (a target's number rules) -> integers. A range is a fact about the data and is the
+same for every target; a scale is that range under one target's rules.
+
+NaN and infinity are refused where they enter: a histogram that silently drops them would
+calibrate a broken network.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import DataError
+
+BINS_PER_SIDE = 4096
+"""Bins on each side of zero. The bin width is a power of two, so between half and all of them
+are used: the finest that a percentile can resolve is max|x| / 2048."""
+
+OBSERVERS = ("minmax", "percentile")
+DEFAULT_PERCENTILE = 99.99
+
+_CHUNK = 1 << 15
+_SMALLEST_EXPONENT = -140  # below float32's smallest subnormal (2^-149) times BINS_PER_SIDE
+
+
+@dataclass(frozen=True)
+class Range:
+    """The interval [low, high] that a tensor's values are mapped from, in the tensor's unit."""
+
+    low: float
+    high: float
+
+    def __post_init__(self):
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise DataError(f"range [{self.low}, {self.high}] is not a finite interval")
+
+    @property
+    def amax(self) -> float:
+        """The larger magnitude of the two ends."""
+        return max(abs(self.low), abs(self.high))
+
+    def union(self, other: Range) -> Range:
+        return Range(min(self.low, other.low), max(self.high, other.high))
+
+
+class Histogram:
+    """Counts of a tensor's values, streamed, in memory that never grows.
+
+    Bin i counts i*width <= x < (i+1)*width for i in [-BINS_PER_SIDE, BINS_PER_SIDE). `width` is
+    the smallest power of two that fits every value seen; when a larger value comes, neighbouring
+    bins merge in pairs, which is exact because the edges are multiples of powers of two. So the
+    result depends on the values alone, not on their order or on how they were batched.
+    """
+
+    def __init__(self):
+        self.counts = np.zeros(2 * BINS_PER_SIDE, np.int64)
+        self.exponent = _SMALLEST_EXPONENT
+        self.low = math.inf
+        self.high = -math.inf
+
+    @property
+    def width(self) -> float:
+        return math.ldexp(1.0, self.exponent)
+
+    @property
+    def n(self) -> int:
+        return int(self.counts.sum())
+
+    def update(self, x: np.ndarray, what: str = "tensor") -> None:
+        """Count every value of `x` (any shape, float).
+
+        Raises:
+            DataError: `x` holds NaN or infinity; the message names `what` and the first index.
+        """
+        flat = np.ascontiguousarray(x, np.float32).reshape(-1)
+        if flat.size == 0:
+            return
+        low, high = float(flat.min()), float(flat.max())  # NaN propagates through both
+        if not (math.isfinite(low) and math.isfinite(high)):
+            at = int(np.flatnonzero(~np.isfinite(flat))[0])
+            where = tuple(int(i) for i in np.unravel_index(at, np.shape(x)))
+            raise DataError(f"{what}: {flat[at]} at {list(where)}", hint="every value must be finite to be calibrated")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._fit(max(-low, high))
+
+        # 2^-exponent can exceed float32 for tensors of tiny values: scale those in float64.
+        dtype = np.float32 if self.exponent > -120 else np.float64
+        scale = dtype(math.ldexp(1.0, -self.exponent))
+        n_bins = 2 * BINS_PER_SIDE
+        scaled, index = np.empty(_CHUNK, dtype), np.empty(_CHUNK, np.int64)
+        for start in range(0, flat.size, _CHUNK):  # chunks that stay in cache: 3x faster than one sweep
+            part = flat[start : start + _CHUNK]
+            s, i = scaled[: part.size], index[: part.size]
+            np.multiply(part, scale, out=s)  # exact: a power of two
+            np.floor(s, out=s)
+            np.copyto(i, s, casting="unsafe")
+            i += BINS_PER_SIDE
+            self.counts += np.bincount(i, minlength=n_bins)
+
+    def _fit(self, amax: float) -> None:
+        """Widen the bins until `amax` fits."""
+        if amax == 0.0:
+            return
+        # frexp: amax = m * 2^e with 0.5 <= m < 1, so amax < 2^e; -amax itself fits bin -BINS_PER_SIDE.
+        needed = math.frexp(amax)[1] - (BINS_PER_SIDE.bit_length() - 1)
+        shift = needed - self.exponent
+        if shift <= 0:
+            return
+        index = np.arange(-BINS_PER_SIDE, BINS_PER_SIDE) >> min(shift, 62)
+        merged = np.zeros_like(self.counts)
+        np.add.at(merged, index + BINS_PER_SIDE, self.counts)
+        self.counts, self.exponent = merged, needed
+
+    def minmax(self) -> Range:
+        """The exact smallest and largest value seen."""
+        self._require_values()
+        return Range(self.low, self.high)
+
+    def percentile(self, percent: float, symmetric: bool = True) -> Range:
+        """The range that keeps `percent` % of the values, to one bin, never wider than `minmax`.
+
+        symmetric: t is the smallest bin edge so that at least percent/100 of all values have
+            |x| <= t; the range is minmax clipped to [-t, t].
+        asymmetric: each end is the outermost bin edge that leaves at most (100 - percent)/200 of
+            all values outside it.
+        """
+        self._require_values()
+        if not 0 < percent <= 100:
+            raise DataError(f"percentile {percent} is not in (0, 100]")
+        if symmetric:
+            # Bin -j-1 covers -(j+1)w <= x < -jw, so its mirror image ends at the same edge as bin j.
+            folded = self.counts[BINS_PER_SIDE:] + self.counts[:BINS_PER_SIDE][::-1]
+            enough = np.ceil(percent / 100 * self.n)
+            t = (int(np.searchsorted(np.cumsum(folded), enough)) + 1) * self.width
+            return Range(max(self.low, -t), min(self.high, t)) if self.low <= t and self.high >= -t else self.minmax()
+        outside = math.floor((100 - percent) / 200 * self.n)
+        first = int(np.searchsorted(np.cumsum(self.counts), outside, side="right"))
+        last = int(np.searchsorted(np.cumsum(self.counts[::-1]), outside, side="right"))
+        low = (first - BINS_PER_SIDE) * self.width
+        high = (BINS_PER_SIDE - last) * self.width
+        return Range(max(self.low, low), min(self.high, high))
+
+    def observe(self, observer: str, percent: float = DEFAULT_PERCENTILE, symmetric: bool = True) -> Range:
+        """The range that `observer` (`minmax` or `percentile`) chooses."""
+        if observer == "minmax":
+            return self.minmax()
+        if observer == "percentile":
+            return self.percentile(percent, symmetric)
+        raise DataError(f"unknown observer `{observer}`", hint=f"one of {', '.join(OBSERVERS)}")
+
+    def _require_values(self) -> None:
+        if self.low > self.high:
+            raise DataError("no values were observed", hint="calibrate on at least one clip")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How a target writes activations and weights as integers (`numbers` in targets/*.yaml)."""
+
+    dtype: str = "int8"
+    symmetric: bool = True
+    divisor: float = 127.0
+    weight_per_channel: bool = True
+
+    @classmethod
+    def from_target(cls, numbers: dict) -> Numbers:
+        activation, weight = numbers["activation"], numbers["weight"]
+        if numbers.get("rounding", "half_even") != "half_even":
+            raise DataError(f"numbers.rounding: `{numbers['rounding']}` is not known", hint="half_even")
+        if weight.get("range", "max_abs") != "max_abs":
+            raise DataError(f"numbers.weight.range: `{weight['range']}` is not known", hint="max_abs")
+        return cls(
+            dtype=activation["dtype"],
+            symmetric=activation["symmetric"],
+            divisor=float(activation.get("divisor", 127)),
+            weight_per_channel=weight.get("granularity", "per_channel") == "per_channel",
+        )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """real = (integer - zero_point) * scale. `scale` is a float32 value."""
+
+    scale: float
+    zero_point: int = 0
+    dtype: str = "int8"
+
+
+_LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
+_SMALLEST_SCALE = float(np.float32(2.0**-100))  # keeps 1/scale finite in float32
+
+
+def scale_of(r: Range, numbers: Numbers) -> Scale:
+    """Scale and zero point of range `r` under a target's number rules.
+
+    A range of zero width at zero (a dead tensor) gets scale 1/divisor: any scale maps zero to zero.
+    """
+    if numbers.symmetric:
+        scale = r.amax / numbers.divisor if r.amax > 0 else 1.0 / numbers.divisor
+        return Scale(_float32_scale(scale), 0, numbers.dtype)
+    q_min, q_max = _LIMITS[numbers.dtype]
+    low, high = min(r.low, 0.0), max(r.high, 0.0)  # zero must be exact: padding is made of it
+    scale = _float32_scale((high - low) / (q_max - q_min) if high > low else 1.0 / (q_max - q_min))
+    zero_point = int(np.clip(np.rint(q_min - low / scale), q_min, q_max))
+    return Scale(scale, zero_point, numbers.dtype)
+
+
+def quantize(x: np.ndarray, s: Scale) -> np.ndarray:
+    """Integers of `x`: divide, round half to even, add the zero point, clamp to the type's limits."""
+    q_min, q_max = _LIMITS[s.dtype]
+    q = np.rint(np.asarray(x, np.float32) / np.float32(s.scale)) + np.float32(s.zero_point)
+    return np.clip(q, q_min, q_max).astype(s.dtype)
+
+
+def dequantize(q: np.ndarray, s: Scale) -> np.ndarray:
+    return (q.astype(np.float32) - np.float32(s.zero_point)) * np.float32(s.scale)
+
+
+def fake_quantize(x: np.ndarray, s: Scale) -> np.ndarray:
+    """`x` after a trip through the integers, float32, same shape."""
+    return dequantize(quantize(x, s), s)
+
+
+def weight_scales(w: np.ndarray, numbers: Numbers, axis: int = 0) -> np.ndarray:
+    """Symmetric max-abs scales of a weight, float32: [w.shape[axis]] per channel, or one repeated.
+
+    A channel of zeros gets scale 1: it stays zero under any.
+    """
+    if not np.isfinite(w).all():
+        raise DataError("weights hold NaN or infinity")
+    amax = np.abs(w).max(axis=tuple(i for i in range(w.ndim) if i != axis)).astype(np.float32)
+    if not numbers.weight_per_channel:
+        amax = np.full_like(amax, amax.max())
+    scales = np.where(amax > 0, amax / np.float32(127), np.float32(1))
+    return np.maximum(scales, np.float32(_SMALLEST_SCALE)).astype(np.float32)
+
+
+def quantize_weight(w: np.ndarray, scales: np.ndarray, axis: int = 0) -> np.ndarray:
+    """int8 of a weight under per-channel `scales` [w.shape[axis]], zero point 0."""
+    shape = [1] * w.ndim
+    shape[axis] = -1
+    return np.clip(np.rint(w.astype(np.float32) / scales.reshape(shape)), -127, 127).astype(np.int8)
+
+
+def _float32_scale(scale: float) -> float:
+    return max(float(np.float32(scale)), _SMALLEST_SCALE)
