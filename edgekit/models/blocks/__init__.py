@@ -1,0 +1,1 @@
+"""nn.Modules shared by several models, with the key names of their public checkpoints."""

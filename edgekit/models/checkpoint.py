@@ -1,0 +1,111 @@
+"""Reading other people's checkpoints: safetensors, or torch files with weights only; never a pickle that runs code.
+
+What is accepted, whoever saved it: a bare state dict, or one under `state_dict`, `net`, `model`,
+`model_state_dict` or `module`; `module.` in front of every key (DataParallel); float16 or
+bfloat16; heads that the model does not have. What is not: missing keys, other shapes, NaN.
+"""
+
+from __future__ import annotations
+
+import difflib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WRAPPERS = ("state_dict", "model_state_dict", "net", "model", "module")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file, unwrapped.
+
+    Raises:
+        CheckpointError: missing, truncated, a full pickle, or without any tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint", "paths in a recipe are relative to the recipe")
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for wrapper in WRAPPERS:
+        if isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    import torch
+
+    tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors", f"expected a state dict, or one under {', '.join(WRAPPERS)}")
+    if all(k.startswith("module.") for k in tensors):
+        tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def _read_safetensors(path: Path) -> dict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error})", "copy it again; it may be truncated") from error
+
+
+def _read_torch(path: Path) -> dict:
+    import pickle
+
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds Python objects besides weights, and loading those runs code",
+            "save only `model.state_dict()`, best as .safetensors",
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: not a whole torch checkpoint ({first})", "copy it again; it may be truncated") from error
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict")
+    return dict(state)
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], where: Path, optional: tuple[str, ...] = ()) -> list[str]:
+    """Load a normalised state dict; return the checkpoint's keys that the module has no use for.
+
+    Args:
+        optional: keys that a checkpoint may leave out.
+
+    Raises:
+        CheckpointError: missing keys, other shapes, or values that are not finite; each by name.
+    """
+    own = module.state_dict()
+    # BatchNorm's step counters say nothing at inference, and old checkpoints lack them.
+    missing = [k for k in own if k not in state and k not in optional and not k.endswith("num_batches_tracked")]
+    if missing:
+        share = len(missing) / len(own)
+        if share > 0.5:
+            raise CheckpointError(
+                f"{where}: another model's checkpoint: {len(missing)} of {len(own)} weights are missing, first `{missing[0]}`; it has `{next(iter(state))}`",
+                "check `load.model` and `load.config`",
+            )
+        close = difflib.get_close_matches(missing[0], list(state), n=1)
+        raise CheckpointError(
+            f"{where}: {len(missing)} weights are missing: {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}",
+            f"the nearest key in the file is `{close[0]}`" if close else "the checkpoint is partial",
+        )
+    for key, value in own.items():
+        if key in state and state[key].shape != value.shape:
+            raise CheckpointError(
+                f"{where}: `{key}` is {list(state[key].shape)}, this model has {list(value.shape)}",
+                "check `load.config`: the checkpoint is of another size",
+            )
+    for key in own:
+        if key in state and not state[key].isfinite().all():
+            bad = int((~state[key].isfinite()).sum())
+            raise CheckpointError(f"{where}: `{key}` has {bad} values that are NaN or infinite", "the training diverged, or the file is damaged")
+    module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+    return sorted(set(state) - set(own))
