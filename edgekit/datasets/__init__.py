@@ -11,18 +11,18 @@ To add a loader: a module with `open_split(description, split, limit, cache_root
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from edgekit.errors import DataError
+from edgekit import document
+from edgekit.errors import DataError, RecipeError
 
 if TYPE_CHECKING:  # `edgekit plan` opens data sets and must start fast: no numpy here
     import numpy as np
+
+    from edgekit.metrics import Metric
 
 SPLITS = ("train", "calibration", "test")
 
@@ -31,8 +31,6 @@ DATASETS = {
     "folder": "edgekit.datasets.folder",
     "synthetic_av": "edgekit.datasets.synthetic",
 }
-
-_WHEEL_CALIBRATION = Path(__file__).resolve().parents[1] / "_data" / "calibration"
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: arrays have no single truth value
@@ -85,16 +83,15 @@ class Dataset(Protocol):
 class Description(dict):
     """The YAML of a data set as a plain dict that remembers its file and the line of each key."""
 
-    def __init__(self, values: Mapping[str, Any], path: Path, lines: Mapping[tuple, int]):
-        super().__init__(values)
-        self.path = path
-        self.lines = dict(lines)
+    def __init__(self, read: document.Document):
+        super().__init__(read.data)
+        self.document = read
+        self.path = Path(read.path)
 
     def error(self, keys: tuple, message: str, hint: str | None = None) -> DataError:
-        """A DataError at the line of `keys`, e.g. ("splits", "test"), or of the nearest parent."""
-        while keys and keys not in self.lines:
-            keys = keys[:-1]
-        return DataError(f"{self.path}:{self.lines.get(keys, 1)}: {message}", hint)
+        """A DataError at the line of `keys`, e.g. ("splits", "test"), or of its nearest parent."""
+        file, line = self.document.place(keys)
+        return DataError(f"{file}:{line or 1}: {message}", hint)
 
 
 def open_dataset(name: str, split: str, limit: int | None, recipe_dir: Path, cache_root: Path) -> Dataset:
@@ -138,20 +135,10 @@ def open_dataset(name: str, split: str, limit: int | None, recipe_dir: Path, cac
 
 def find_description(name: str, recipe_dir: Path) -> Path:
     """The path of `calibration/<name>.yaml`: in `recipe_dir`, then in each parent, then in the wheel."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise DataError(
-            f"data set `{name}`: not a name",
-            "give the name of a file in calibration/ without its folder and .yaml, such as synthetic_av",
-        )
-    start = Path(recipe_dir).resolve()
-    folders = [folder / "calibration" for folder in (start, *start.parents)] + [_WHEEL_CALIBRATION]
-    for folder in folders:
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    known = sorted({p.stem for folder in folders if folder.is_dir() for p in folder.glob("*.yaml")})
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known) or 'none'}"
-    raise DataError(f"data set `{name}`: no calibration/{name}.yaml in {start} or above it", hint)
+    try:
+        return document.find("calibration", name, Path(recipe_dir))
+    except RecipeError as e:
+        raise DataError(f"data set `{name}`: {e.message}", e.hint) from None
 
 
 def read_description(path: Path) -> Description:
@@ -160,59 +147,28 @@ def read_description(path: Path) -> Description:
     Raises:
         DataError: with file and line.
     """
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def compose_node(self, parent, index):
-            # An alias can blow a small file up to gigabytes; nothing here needs one.
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.composer.ComposerError(None, None, "aliases are not allowed", self.peek_event().start_mark)
-            return super().compose_node(parent, index)
-
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path}: not UTF-8 text ({e.reason} at byte {e.start})") from e
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read ({e.strerror})") from e
-    loader = Loader(text)
-    try:
-        node = loader.get_single_node()
-        lines: dict[tuple, int] = {(): 1}
-        _lines_of(node, (), lines, path)
-        values = loader.construct_document(node) if node is not None else None
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        raise DataError(f"{path}:{line}: not valid YAML: {getattr(e, 'problem', None) or e}") from e
-    finally:
-        loader.dispose()
-    if not isinstance(values, dict):
-        raise DataError(
-            f"{path}:1: a data set is a mapping, this is {_kind(values)}",
-            "such as {dataset: folder, root: ..., splits: {calibration: ..., test: ...}}",
-        )
-
-    description = Description(values, path, lines)
-    if "dataset" not in values:
-        raise description.error((), "`dataset` is missing", f"one of {', '.join(DATASETS)}")
-    if values["dataset"] not in DATASETS:
-        close = difflib.get_close_matches(str(values["dataset"]), DATASETS, n=1)
-        hint = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(DATASETS)}"
-        raise description.error(("dataset",), f"unknown dataset `{values['dataset']}`", hint)
-    splits = values.get("splits")
+        description = Description(document.read(path))
+    except RecipeError as e:
+        raise DataError(e.message, e.hint) from None
+    if "dataset" not in description:
+        raise description.error((), "`dataset` is missing", f"known: {', '.join(DATASETS)}")
+    kind = description["dataset"]
+    if not isinstance(kind, str) or kind not in DATASETS:
+        raise description.error(("dataset",), f"unknown dataset `{kind}`", document.suggestion(str(kind), list(DATASETS)))
+    splits = description.get("splits")
     if not isinstance(splits, dict) or not splits:
         raise description.error(("splits",), "`splits` must say what train, calibration and test are made of")
-    for split, size in splits.items():
+    for split, content in splits.items():
         if split not in SPLITS:
-            raise description.error(("splits", split), f"unknown split `{split}`", f"known: {', '.join(SPLITS)}")
-        if isinstance(size, (int, float)) and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise description.error(("splits", split), f"split `{split}` needs at least one clip, got {size!r}")
+            raise description.error(("splits", split), f"unknown split `{split}`", document.suggestion(split, SPLITS))
+        if content is None or (isinstance(content, (int, float)) and not (type(content) is int and content >= 1)):
+            raise description.error(("splits", split), f"split `{split}` needs at least one clip, got {content!r}")
     return description
 
 
-def metrics_of(dataset: Dataset) -> dict[str, Any]:
-    """The metrics that a data set suggests, as {name: edgekit.metrics.Metric}.
+def metrics_of(dataset: Dataset) -> dict[str, Metric]:
+    """The metrics that a data set suggests, as {name: Metric}.
 
     `package.module:function` runs the user's code, so call this only while building a recipe
     that was named on the command line, never for something found in a bundle.
@@ -221,56 +177,48 @@ def metrics_of(dataset: Dataset) -> dict[str, Any]:
         DataError: no such metric, module or function.
     """
     # metrics.py needs numpy; `edgekit plan` imports this module and must start fast.
-    from edgekit.metrics import METRICS, Metric
+    from edgekit.metrics import METRICS
 
     found = {}
     for name in dataset.metrics:
         if ":" in name:
-            found[name] = Metric(_user_function(name, dataset.source), "", "lower")
+            found[name] = _own_metric(name, dataset)
         elif name in METRICS:
             found[name] = METRICS[name]
         else:
-            close = difflib.get_close_matches(name, METRICS, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(METRICS)}"
-            raise DataError(f"{dataset.source}: unknown metric `{name}`", hint)
+            raise DataError(f"{dataset.source}: unknown metric `{name}`", document.suggestion(name, list(METRICS)))
     return found
 
 
-def _user_function(name: str, source: Path):
+def _own_metric(name: str, dataset: Dataset) -> Metric:
+    import numpy as np
+
+    from edgekit.metrics import Metric
+
     module_name, _, function_name = name.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        function = getattr(importlib.import_module(module_name), function_name, None)
     except ImportError as e:
         raise DataError(
-            f"{source}: metric `{name}` cannot be imported ({e})",
+            f"{dataset.source}: metric `{name}` cannot be imported: {e}",
             "install its package, or set PYTHONPATH to the folder that holds it",
         ) from e
-    function = getattr(module, function_name, None)
     if not callable(function):
-        raise DataError(f"{source}: metric `{name}`: {module_name} has no function `{function_name}`")
-    return function
+        raise DataError(f"{dataset.source}: metric `{name}`: {module_name} has no function `{function_name}`")
 
+    def score(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        """The user's function takes [n], a Metric takes [..., n]: one call for every bootstrap resample."""
+        shape = labels.shape[:-1]
+        pairs = zip(labels.reshape(-1, labels.shape[-1]), predictions.reshape(-1, labels.shape[-1]), strict=True)
+        return np.array([float(function(y, p)) for y, p in pairs]).reshape(shape)
 
-def _lines_of(node, keys: tuple, lines: dict[tuple, int], path: Path) -> None:
-    """Fill `lines` with the line of every key under `node`; PyYAML keeps the last of two equal keys, we refuse."""
-    import yaml
-
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for key, value in node.value:
-        here = (*keys, key.value if isinstance(key.value, str) else str(key.value))
-        if here in lines:
-            raise DataError(f"{path}:{key.start_mark.line + 1}: `{here[-1]}` stands here twice")
-        lines[here] = key.start_mark.line + 1
-        _lines_of(value, here, lines, path)
+    return Metric(name, score, "", getattr(dataset, "metric_direction", "lower"), function_name.replace("_", " "))
 
 
 def _refuse_unknown_keys(description: Description, known: tuple[str, ...]) -> None:
     for key in description:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(known)}"
-            raise description.error((str(key),), f"unknown key `{key}`", hint)
+            raise description.error((key,), f"unknown key `{key}`", document.suggestion(key, known))
 
 
 def _too_few(description: Description, name: str, split: str, limit: int, size: int) -> DataError:
@@ -279,7 +227,3 @@ def _too_few(description: Description, name: str, split: str, limit: int, size: 
         f"{limit} clips asked for, split `{split}` of data set `{name}` has {size}",
         f"ask for at most {size} in the recipe",
     )
-
-
-def _kind(value: Any) -> str:
-    return "empty" if value is None else f"a {type(value).__name__}"

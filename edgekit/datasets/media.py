@@ -1,0 +1,314 @@
+"""Decode one media file to frames or samples, whatever its container, and refuse what is damaged.
+
+Everything ends as a Clip holds it: frames uint8 [n, h, w, 3] RGB, and int16 mono samples at the
+rate asked for. One definition for all sources of sound, in float64:
+
+    mono = mean over the channels;  scipy.signal.resample_poly if the rate differs;
+    sample = clip(round_half_even(mono * 32768), -32768, 32767)
+
+so 16-bit mono at the right rate passes unchanged. Files are not trusted: the demuxer is chosen by
+suffix, never by content (an .mp4 that is really a playlist would make FFmpeg open other files),
+arrays are never pickles, and sizes are checked before memory is taken.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from edgekit.errors import DataError
+
+CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".webm": "matroska"}  # suffix -> FFmpeg demuxer
+SOUND_FILES = (".wav", ".flac")
+VIDEO_SUFFIXES = (".npz", *CONTAINERS)
+AUDIO_SUFFIXES = (".npz", *CONTAINERS, *SOUND_FILES)
+
+MAX_FRAME_BYTES = 1 << 30  # decoded frames of one clip
+MAX_SAMPLES = 1 << 26  # values of one clip's sound, all channels; 23 min of 48 kHz mono
+_MIN_RATE_HZ, _MAX_RATE_HZ = 1000, 768_000
+_FULL_SCALE_SLACK = 2.0  # lossy codecs overshoot full scale and are saturated; beyond 6 dB the unit is wrong
+
+
+def read_video(path: Path) -> tuple[np.ndarray, float]:
+    """(frames uint8 [n, h, w, 3] RGB, frames per second).
+
+    Raises:
+        DataError: not a video that can be decoded to its end, none in the file, or too large.
+    """
+    if path.suffix.lower() == ".npz":
+        return _npz_video(path)
+    if path.suffix.lower() in CONTAINERS:
+        return _container_video(path)
+    raise DataError(f"{path}: video cannot be read from `{path.suffix}`", f"known: {', '.join(VIDEO_SUFFIXES)}")
+
+
+def read_audio(path: Path, sample_rate_hz: int) -> np.ndarray:
+    """int16 [samples], mono, resampled to `sample_rate_hz`.
+
+    Raises:
+        DataError: not sound that can be decoded to its end, none in the file, NaN, or too large.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        channels, rate_hz = _npz_audio(path)
+    elif suffix in CONTAINERS:
+        channels, rate_hz = _container_audio(path)
+    elif suffix in SOUND_FILES:
+        channels, rate_hz = _sound_file(path)
+    else:
+        raise DataError(f"{path}: audio cannot be read from `{path.suffix}`", f"known: {', '.join(AUDIO_SUFFIXES)}")
+    if not channels.size:
+        raise DataError(f"{path}: audio of zero length")
+    if not _MIN_RATE_HZ <= rate_hz <= _MAX_RATE_HZ:
+        raise DataError(f"{path}: sample rate of {rate_hz} Hz, expected {_MIN_RATE_HZ} to {_MAX_RATE_HZ}")
+    if not np.isfinite(channels).all():
+        raise DataError(f"{path}: audio holds NaN or infinity")
+    peak = float(np.abs(channels).max())
+    if not peak <= _FULL_SCALE_SLACK:
+        raise DataError(f"{path}: float audio reaches {peak:g}, expected -1 to 1", "divide by full scale, or store int16")
+
+    mono = channels.mean(axis=0)
+    if rate_hz != sample_rate_hz:
+        from scipy.signal import resample_poly
+
+        common = math.gcd(rate_hz, sample_rate_hz)
+        mono = resample_poly(mono, sample_rate_hz // common, rate_hz // common)
+    return np.clip(np.rint(mono * 32768.0), -32768, 32767).astype(np.int16)
+
+
+# -- .npz: frames, fps, audio, sample_rate_hz ----------------------------------------------------
+
+
+def _npz_video(path: Path) -> tuple[np.ndarray, float]:
+    frames = _npz_array(path, "frames", MAX_FRAME_BYTES)
+    if frames is None:
+        raise DataError(f"{path}: no video, the file has no array `frames`")
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+        raise DataError(f"{path}: `frames` is {frames.dtype} {list(frames.shape)}, expected uint8 [n, h, w, 3]")
+    if not frames.size:
+        raise DataError(f"{path}: video of zero length, `frames` is {list(frames.shape)}")
+    return frames, _positive(path, "fps", _npz_number(path, "fps"))
+
+
+def _npz_audio(path: Path) -> tuple[np.ndarray, int]:
+    audio = _npz_array(path, "audio", MAX_SAMPLES * 8)
+    if audio is None:
+        raise DataError(f"{path}: no audio, the file has no array `audio`")
+    if audio.ndim != 1 or not (audio.dtype == np.int16 or audio.dtype.kind == "f"):
+        raise DataError(f"{path}: `audio` is {audio.dtype} {list(audio.shape)}, expected int16 or float [samples]")
+    rate_hz = _positive(path, "sample_rate_hz", _npz_number(path, "sample_rate_hz"))
+    if rate_hz != int(rate_hz):
+        raise DataError(f"{path}: `sample_rate_hz` is {rate_hz}, expected a whole number")
+    samples = audio / 32768.0 if audio.dtype == np.int16 else audio.astype(np.float64)
+    return samples[None], int(rate_hz)
+
+
+def _npz_number(path: Path, name: str) -> float:
+    value = _npz_array(path, name, 64)
+    if value is None or value.size != 1 or value.dtype.kind not in "iuf":
+        seen = "missing" if value is None else f"{value.dtype} {list(value.shape)}"
+        raise DataError(f"{path}: `{name}` must be one number, it is {seen}")
+    return float(value.reshape(()))
+
+
+def _npz_array(path: Path, name: str, max_bytes: int) -> np.ndarray | None:
+    """One array, or None if it is not there. Its header is checked before memory is taken."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if f"{name}.npy" not in archive.namelist():
+                return None
+            with archive.open(f"{name}.npy") as member:
+                version = np.lib.format.read_magic(member)
+                read_header = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }.get(version)
+                if read_header is None:
+                    raise DataError(f"{path}: `{name}` is of .npy version {version}, expected 1.0 or 2.0")
+                shape, is_fortran, dtype = read_header(member)
+                if dtype.hasobject:
+                    raise DataError(f"{path}: `{name}` holds Python objects", "store numbers; pickles are never loaded")
+                n_bytes = math.prod(shape) * dtype.itemsize
+                if n_bytes > max_bytes:
+                    raise _too_large(path, n_bytes, max_bytes)
+                data = member.read(n_bytes + 1)  # +1: reading past the end also checks the CRC
+        if len(data) != n_bytes:
+            raise DataError(f"{path}: `{name}` has {len(data)} bytes, its header says {n_bytes}", "the file is damaged")
+        return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
+    # What zipfile and numpy raise for damaged bytes; NotImplementedError: an unknown compression,
+    # RuntimeError: an encrypted member.
+    except (zipfile.BadZipFile, zipfile.zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as e:
+        raise DataError(f"{path}: not a .npz that can be read ({e})", "write it with numpy.savez") from e
+    except OSError as e:
+        raise _unreadable(path, e) from e
+
+
+# -- .wav, .flac ---------------------------------------------------------------------------------
+
+
+def _sound_file(path: Path) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    with _opened(path) as file:
+        _refuse_truncated_riff(path, file)
+        try:
+            with soundfile.SoundFile(file) as sound:
+                if sound.frames * sound.channels > MAX_SAMPLES:
+                    raise _too_large(path, sound.frames * sound.channels * 8, MAX_SAMPLES * 8)
+                samples = sound.read(dtype="float64", always_2d=True)
+                expected, rate_hz = sound.frames, sound.samplerate
+        except soundfile.SoundFileError as e:
+            raise DataError(f"{path}: not sound that can be decoded ({e})") from e
+    if len(samples) != expected:
+        raise DataError(f"{path}: {len(samples)} samples decoded, its header says {expected}", "the file is cut off")
+    return samples.T, rate_hz
+
+
+def _refuse_truncated_riff(path: Path, file: BinaryIO) -> None:
+    """libsndfile silently shortens a .wav whose data chunk ends early; we say so instead."""
+    file.seek(0, 2)
+    size = file.tell()
+    file.seek(0)
+    if file.read(4) == b"RIFF":
+        at = 12
+        while at + 8 <= size:
+            file.seek(at)
+            name, length = file.read(4), int.from_bytes(file.read(4), "little")
+            if name == b"data":
+                # 2^32 - 1 is how a program that writes to a pipe says "until the end".
+                if length != 0xFFFFFFFF and at + 8 + length > size:
+                    raise DataError(f"{path}: {size} bytes, its header says {at + 8 + length}", "the file is cut off")
+                break
+            at += 8 + length + length % 2
+    file.seek(0)
+
+
+# -- .mp4, .mkv, .webm ---------------------------------------------------------------------------
+
+
+def _container_video(path: Path) -> tuple[np.ndarray, float]:
+    with _container(path) as container:
+        if not container.streams.video:
+            raise DataError(f"{path}: no video stream")
+        stream = container.streams.video[0]
+        # Without this FFmpeg paints over damaged parts with what it guesses.
+        stream.codec_context.options = {"err_detect": "explode"}
+        fps = stream.average_rate or stream.guessed_rate
+        images: list[np.ndarray] = []
+        n_bytes, end_s = 0, 0.0
+        for frame in container.decode(stream):
+            if frame.is_corrupt:
+                raise DataError(f"{path}: frame {len(images)} is damaged")
+            n_bytes += frame.width * frame.height * 3
+            if n_bytes > MAX_FRAME_BYTES:
+                raise _too_large(path, n_bytes, MAX_FRAME_BYTES)
+            # Phones store upright video lying down, with the turn beside it.
+            image = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
+            if images and image.shape != images[0].shape:
+                raise DataError(
+                    f"{path}: frame {len(images)} is {image.shape[1]}x{image.shape[0]},"
+                    f" the first is {images[0].shape[1]}x{images[0].shape[0]}"
+                )
+            images.append(image)
+            end_s = max(end_s, frame.time or 0.0)
+        if not images:
+            raise DataError(f"{path}: video of zero length")
+        _refuse_cut_off(path, container, stream, end_s)
+        return np.stack(images), _positive(path, "frame rate", float(fps or 0))
+
+
+def _container_audio(path: Path) -> tuple[np.ndarray, int]:
+    import av
+
+    with _container(path) as container:
+        if not container.streams.audio:
+            raise DataError(f"{path}: no audio stream")
+        stream = container.streams.audio[0]
+        rate_hz = stream.sample_rate
+        # Only the sample format changes here: layout and rate stay, so that the mean over channels
+        # and the resampling are ours and the same for every container.
+        convert = av.AudioResampler(format="dblp", layout=stream.layout, rate=rate_hz)
+        pieces: list[np.ndarray] = []
+        n_values, end_s = 0, 0.0
+        for frame in container.decode(stream):
+            if frame.is_corrupt:
+                raise DataError(f"{path}: audio is damaged at {frame.time or 0:.2f} s")
+            if frame.sample_rate != rate_hz or frame.layout.name != stream.layout.name:
+                raise DataError(f"{path}: sample rate or channels change at {frame.time or 0:.2f} s")
+            n_values += frame.samples * frame.layout.nb_channels
+            if n_values > MAX_SAMPLES:
+                raise _too_large(path, n_values * 8, MAX_SAMPLES * 8)
+            end_s = max(end_s, (frame.time or 0.0) + frame.samples / rate_hz)
+            pieces += [piece.to_ndarray() for piece in convert.resample(frame)]
+        if not pieces:
+            raise DataError(f"{path}: audio of zero length")
+        pieces += [piece.to_ndarray() for piece in convert.resample(None)]
+        _refuse_cut_off(path, container, stream, end_s)
+        return np.concatenate(pieces, axis=1), rate_hz
+
+
+@contextmanager
+def _container(path: Path) -> Iterator:
+    import av
+
+    with _opened(path) as file:
+        try:
+            with av.open(file, format=CONTAINERS[path.suffix.lower()]) as container:
+                yield container
+        except av.error.FFmpegError as e:
+            raise DataError(f"{path}: not media that can be decoded to its end ({e.strerror})", "the file is damaged") from e
+
+
+def _refuse_cut_off(path: Path, container, stream, end_s: float) -> None:
+    """Matroska ends quietly where it was cut, so hold what was decoded against what the header promises.
+
+    Only a stream's own duration counts: sound and picture of one file may differ in length. Half a
+    second and a tenth are left for headers that round or count an edit list.
+    """
+    tagged = stream.metadata.get("DURATION")  # Matroska, HH:MM:SS.fraction, written by FFmpeg and mkvmerge
+    if stream.duration:
+        promised_s = float(stream.duration * stream.time_base)
+    elif tagged and tagged.count(":") == 2:
+        hours, minutes, seconds = tagged.split(":")
+        promised_s = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    elif container.duration and len(container.streams) == 1:
+        promised_s = container.duration / 1e6
+    else:
+        return
+    if end_s < 0.9 * promised_s - 0.5:
+        raise DataError(f"{path}: {stream.type} ends at {end_s:.2f} s, its header says {promised_s:.2f} s", "the file is cut off")
+
+
+# -- shared --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as e:  # FFmpeg's errors never get here: they are turned into DataError further in
+        raise _unreadable(path, e) from e
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror or error})")
+
+
+def _positive(path: Path, what: str, value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise DataError(f"{path}: `{what}` must be a positive number, it is {value:g}")
+    return value
+
+
+def _too_large(path: Path, n_bytes: int, allowed: int) -> DataError:
+    return DataError(
+        f"{path}: {n_bytes / 2**20:.0f} MiB decoded, at most {allowed / 2**20:.0f} MiB are read for one clip",
+        "cut the clip into utterances, or crop it to the face",
+    )
