@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..formats import Engine
 from .blocks.hubert import HubertSize, build_hubert, fold_pos_conv, frames
 from .blocks.mobilenet3d import ROWS_MOBILENETV2_3D, MobileNetV2_3D, Row
+from .groups import Axis, Group, Slice, convolution_groups, one_axis
 
 OUTPUTS = ("o", "a", "v")
 SAMPLE_RATE_HZ = 16_000
@@ -285,3 +286,87 @@ def for_training(module: MHLT) -> MHLT:
     """Lay weights out for the fastest training on a CPU: channels-last 3-D convolutions take half the time."""
     module.video.to(memory_format=torch.channels_last_3d)
     return module
+
+
+# What prune refuses to touch: {layer: why}.
+UNPRUNABLE = {
+    "audio.feature_projection.projection": "makes HuBERT's hidden features, which one residual stream carries through every layer",
+    "audio.encoder.pos_conv_embed": "adds to HuBERT's residual stream, and its groups fix how the channels lie",
+    "audio.encoder.layer_norm": "normalizes HuBERT's residual stream",
+    "fc_o": "is an output",
+    "fc_a": "is an output",
+    "fc_v": "is an output",
+}
+
+
+def prune_groups(module: MHLT, cfg: Config) -> list[Group]:
+    """What can be removed from a folded MHLT, in the order of its layers. Widths come from the module, since it may be pruned."""
+    features = Slice("lstm_v", "weight_ih_l0", 1, "in")
+    # Any window does: the backbone pools, and its couplings do not depend on it. This one is quick.
+    video = convolution_groups(module.video, torch.zeros(1, 3, 4, 32, 32), "video", readers=[features])
+    return [*video, *_stem_groups(module), *_transformer_groups(module), _fusion_group(module)]
+
+
+def _stem_groups(module: MHLT) -> list[Group]:
+    """HuBERT's convolutions: each one's channels are the next one's input; the last feed the projection through a LayerNorm."""
+    stem = "audio.feature_extractor.conv_layers"
+    layers = module.audio.feature_extractor.conv_layers
+    groups = []
+    for i, layer in enumerate(layers):
+        made = [Slice(f"{stem}.{i}.conv", "weight", 0, "out")]
+        if layer.conv.bias is not None:
+            made.append(Slice(f"{stem}.{i}.conv", "bias", 0, "out"))
+        if i == 0:  # GroupNorm of one channel each
+            made += [Slice(f"{stem}.0.layer_norm", name, 0, "out") for name in ("weight", "bias")]
+        if i + 1 < len(layers):
+            read = [Slice(f"{stem}.{i + 1}.conv", "weight", 1, "in")]
+        else:
+            made += [Slice("audio.feature_projection.layer_norm", name, 0, "out") for name in ("weight", "bias")]
+            read = [Slice("audio.feature_projection.projection", "weight", 1, "in")]
+        groups.append(one_axis(f"{stem}.{i}.conv", "channels", layer.conv.out_channels, [*made, *read]))
+    return groups
+
+
+def _transformer_groups(module: MHLT) -> list[Group]:
+    """Whole heads and FFN units of every encoder layer."""
+    groups = []
+    for i, layer in enumerate(module.audio.encoder.layers):
+        attention, feed = f"audio.encoder.layers.{i}.attention", f"audio.encoder.layers.{i}.feed_forward"
+        head_dim = layer.attention.head_dim
+        made = [Slice(f"{attention}.{p}_proj", t, 0, "out", width=head_dim) for p in "qkv" for t in ("weight", "bias")]
+        read = Slice(f"{attention}.out_proj", "weight", 1, "in", width=head_dim)
+        groups.append(one_axis(attention, "heads", layer.attention.num_heads, [*made, read], step=1, heads=(attention,)))
+        made = [Slice(f"{feed}.intermediate_dense", t, 0, "out") for t in ("weight", "bias")]
+        read = Slice(f"{feed}.output_dense", "weight", 1, "in")
+        groups.append(one_axis(feed, "ffn_units", layer.feed_forward.intermediate_dense.out_features, [*made, read]))
+    return groups
+
+
+def _fusion_group(module: MHLT) -> Group:
+    """Both LSTMs, the attention and the three heads: Q = video and K = V = audio force one width on all.
+
+    Equal in number, not in place: each LSTM loses its own least useful units, the attention whole
+    heads, its output its own channels. A granule is one head, so head_dim stays.
+    """
+    width, head_dim = module.attn.embed_dim, module.attn.head_dim
+    gates = tuple(i * width for i in range(4))
+    qkv = gates[:3]
+
+    def hidden(lstm: str, rows: tuple[int, int], fc: str) -> Axis:
+        made = [Slice(lstm, f"{t}_l0", 0, "out", starts=gates) for t in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        read = [Slice(lstm, "weight_hh_l0", 1, "in"), Slice("attn", "in_proj_weight", 1, "in", rows=rows), Slice(fc, "weight", 1, "in")]
+        return Axis(lstm, width, head_dim, (*made, *read))
+
+    heads = (
+        Slice("attn", "in_proj_weight", 0, "out", starts=qkv, width=head_dim),
+        Slice("attn", "in_proj_bias", 0, "out", starts=qkv, width=head_dim),
+        Slice("attn.out_proj", "weight", 1, "in", width=head_dim),
+    )
+    fused = (Slice("attn.out_proj", "weight", 0, "out"), Slice("attn.out_proj", "bias", 0, "out"), Slice("fc_o", "weight", 1, "in"))
+    axes = (
+        hidden("lstm_v", (0, width), "fc_v"),
+        hidden("lstm_a", (width, 3 * width), "fc_a"),
+        Axis("heads", module.attn.num_heads, 1, heads),
+        Axis("fused", width, head_dim, fused),
+    )
+    return Group("fusion", "hidden_units", axes, heads=("attn",))
