@@ -16,6 +16,7 @@ import csv
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 import math
 import posixpath
 import re
@@ -165,8 +166,10 @@ class _Table:
     def __init__(self, root: Path, name: str):
         self.root = root
         self.real_root = root.resolve()
-        self.path = root / name
-        self.path = self._inside_root(name)
+        try:
+            self.path = _resolved(root, self.real_root, name)
+        except ValueError as e:
+            raise DataError(f"{root / name}: the labels {e}", "their name is `csv` in the data set's YAML") from None
         try:
             if self.path.stat().st_size > _MAX_CSV_BYTES:
                 raise DataError(f"{self.path}: {self.path.stat().st_size} bytes, at most {_MAX_CSV_BYTES} are read")
@@ -176,7 +179,7 @@ class _Table:
         except OSError as e:
             raise DataError(f"{self.path}: cannot be read ({e.strerror})") from None
         self.lines: list[tuple[int, dict[str, str]]] = []
-        reader = csv.reader(text.splitlines(keepends=True), strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
             self.columns = [cell.strip() for cell in next(reader, [])]
             self._check_columns()
@@ -209,12 +212,6 @@ class _Table:
         for i, column in enumerate(self.columns):
             if column in self.columns[:i]:
                 raise self.error(1, f"column `{column}` is there twice")
-
-    def _inside_root(self, name: str) -> Path:
-        try:
-            return _resolved(self.root, self.real_root, name)
-        except ValueError as e:
-            raise DataError(f"{self.root / name}: the labels {e}") from None
 
 
 def _resolved(root: Path, real_root: Path, name: str) -> Path:

@@ -14,6 +14,7 @@ arrays are never pickles, and sizes are checked before memory is taken.
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -216,7 +217,8 @@ def _container_video(path: Path) -> tuple[np.ndarray, float]:
                     f" the first is {images[0].shape[1]}x{images[0].shape[0]}"
                 )
             images.append(image)
-            end_s = max(end_s, frame.time or 0.0)
+            shown_s = float(frame.duration * frame.time_base) if frame.duration else 1 / float(fps or 25)
+            end_s = max(end_s, (frame.time or 0.0) + shown_s)
         if not images:
             raise DataError(f"{path}: video of zero length")
         _refuse_cut_off(path, container, stream, end_s)
@@ -268,20 +270,20 @@ def _container(path: Path) -> Iterator:
 def _refuse_cut_off(path: Path, container, stream, end_s: float) -> None:
     """Matroska ends quietly where it was cut, so hold what was decoded against what the header promises.
 
-    Only a stream's own duration counts: sound and picture of one file may differ in length. Half a
-    second and a tenth are left for headers that round or count an edit list.
+    Only a stream's own duration counts: sound and picture of one file may differ in length. A tenth
+    of it and 0.1 s are left for headers that round or count an edit list.
     """
-    tagged = stream.metadata.get("DURATION")  # Matroska, HH:MM:SS.fraction, written by FFmpeg and mkvmerge
+    # Matroska's own tag, as FFmpeg and mkvmerge write it.
+    tagged = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "").strip("\0 "))
     if stream.duration:
         promised_s = float(stream.duration * stream.time_base)
-    elif tagged and tagged.count(":") == 2:
-        hours, minutes, seconds = tagged.split(":")
-        promised_s = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    elif tagged:
+        promised_s = int(tagged[1]) * 3600 + int(tagged[2]) * 60 + float(tagged[3])
     elif container.duration and len(container.streams) == 1:
         promised_s = container.duration / 1e6
     else:
         return
-    if end_s < 0.9 * promised_s - 0.5:
+    if end_s < 0.9 * promised_s - 0.1:
         raise DataError(f"{path}: {stream.type} ends at {end_s:.2f} s, its header says {promised_s:.2f} s", "the file is cut off")
 
 
