@@ -13,6 +13,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,7 +212,7 @@ def rename(model: ir.Model) -> None:
     """Give every node and tensor a unique name of [A-Za-z0-9_./-], from the module's path where there is one.
 
     Graph inputs and outputs keep their names. A node's name is the module's path and its op
-    (`encoder/layers.0/attention/q_proj/MatMul`), a tensor's is its node's with `_out`, a weight's
+    (`encoder/layers.0/attention/q_proj/MatMul`; a second call of the module counts up), a tensor's is its node's with `_out`, a weight's
     its node's with the ONNX input's name.
     """
     ports = [value.name for value in (*model.graph.inputs, *model.graph.outputs)]
@@ -226,7 +227,7 @@ def rename(model: ir.Model) -> None:
         return name
 
     for node in model.graph:
-        node.name = unique(node.name or node.op_type)
+        node.name = unique(_short_path(node.name or node.op_type))
     for node in model.graph:
         for i, value in enumerate(node.outputs):
             if value.name and value.name not in ports:
@@ -239,6 +240,17 @@ def rename(model: ir.Model) -> None:
         uses = list(value.uses())
         node, index = (uses[0].node, uses[0].idx) if uses else (None, 0)
         value.name = unique(f"{node.name}.{_input_name(node.op_type, index)}" if node else "unused")
+
+
+def _short_path(scope: str) -> str:
+    """The exporter's scope without the parents that nn.Sequential repeats: /net/net.0/net.0.1/Conv -> net.0.1/Conv."""
+    parts: list[str] = []
+    for part in scope.strip("/").split("/"):
+        if parts and part.startswith(parts[-1] + "."):
+            parts[-1] = part
+        else:
+            parts.append(part)
+    return "/".join(parts)
 
 
 _INPUT_NAMES = {
@@ -347,11 +359,6 @@ def op_table(model: Path | ir.Model) -> list[dict[str, Any]]:
         {**dict(zip(keys, (op, rank, dtype, list(ranks), list(const)), strict=True)), "count": count}
         for (op, rank, dtype, ranks, const), count in sorted(rows.items())
     ]
-
-
-def is_depthwise(node: ir.Node) -> bool:
-    """A Conv with one input channel per group, and more than one group."""
-    return node.op_type == "Conv" and attribute(node, "group", 1) > 1 and shape_of(node.inputs[1])[1] == 1
 
 
 # --------------------------------------------------------------------------- editing
@@ -491,6 +498,89 @@ def _sort(model: ir.Model) -> None:
 
     passes.RemoveUnusedNodesPass()(model)
     passes.TopologicalSortPass()(model)
+
+
+# --------------------------------------------------------------------------- precisions
+
+
+@dataclass(frozen=True)
+class Precisions:
+    """Which nodes of one engine a target runs in INT8.
+
+    Attributes:
+        int8: the layers that are computed on integers.
+        fused: activations between INT8 layers, which the compiler joins to the layer before.
+        skipped: {every other layer with MACs: the reason}.
+        tensors: names of the activations that INT8 layers and their fused activations read and write;
+            each needs a scale on the device.
+    """
+
+    int8: tuple[str, ...]
+    fused: tuple[str, ...]
+    skipped: dict[str, str]
+    tensors: tuple[str, ...]
+
+
+def precisions(model: ir.Model, ops: Mapping[str, Mapping[str, Any]], skip: Mapping[str, str] | None = None) -> Precisions:
+    """Sort the layers of `model` by what the target's table takes in INT8.
+
+    Args:
+        ops: the target's table; the keys read are int8, int8_ranks and ranks. `Conv.depthwise` and
+            `Conv.odd_groups`, if there, further restrict these kinds of Conv.
+        skip: {node: reason} of layers to leave in float.
+    """
+    skip = skip or {}
+    int8: list[str] = []
+    skipped: dict[str, str] = {}
+    for node in model.graph:
+        if node.op_type in MAC_OPS:
+            reason = skip.get(node.name) or _not_in_int8(node, ops)
+            if reason is None:
+                int8.append(node.name)
+            else:
+                skipped[node.name] = reason
+    chosen = set(int8)
+    fused = []
+    for node in model.graph:
+        if node.op_type in ("Relu", "Clip", "LeakyRelu") and ops.get(node.op_type, {}).get("int8"):
+            before, after = node.inputs[0].producer(), [use.node for use in node.outputs[0].uses()]
+            alone = before is not None and len(before.outputs[0].uses()) == 1 and not before.outputs[0].is_graph_output()
+            reads = all(user.name in chosen and user.inputs[0] is node.outputs[0] for user in after)
+            if alone and before.name in chosen and after and reads and not node.outputs[0].is_graph_output():
+                fused.append(node.name)
+    in_int8 = chosen | set(fused)
+    tensors = dict.fromkeys(
+        value.name for node in model.graph if node.name in in_int8 for value in (node.inputs[0], *node.outputs)
+    )
+    return Precisions(tuple(int8), tuple(fused), skipped, tuple(tensors))
+
+
+def _not_in_int8(node: ir.Node, ops: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Why the target runs a layer in float, or None."""
+    rule = ops.get(node.op_type, {})
+    rank = len(shape_of(data_input(node)))
+    if not rule.get("int8"):
+        return f"{node.op_type} is not taken in INT8"
+    ranks = rule.get("int8_ranks") or rule.get("ranks")
+    if ranks and rank not in ranks:
+        return f"{node.op_type} of rank {rank} is not taken in INT8"
+    if node.op_type != "Conv" or constant(node.inputs[1]) is None:
+        return f"{node.op_type} with a weight that is not constant is not quantized"
+    kind = conv_kind(node)
+    if kind is not None and not ops.get(f"Conv.{kind}", {"int8": True}).get("int8"):
+        return f"{kind.replace('_', ' ')} Conv is not taken in INT8"
+    return None
+
+
+def conv_kind(node: ir.Node) -> str | None:
+    """`depthwise`: one input channel a group; `odd_groups`: groups that are no multiple of 4 channels; else None."""
+    group = attribute(node, "group", 1)
+    if group == 1:
+        return None
+    out, into = shape_of(node.inputs[1])[:2]
+    if into == 1:
+        return "depthwise"
+    return "odd_groups" if into % 4 or (out // group) % 4 else None
 
 
 # --------------------------------------------------------------------------- value-preserving ops

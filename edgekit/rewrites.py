@@ -35,7 +35,8 @@ class Change:
     Attributes:
         rewrite: the function's name.
         site: name of the node that was rewritten.
-        tensors: {new tensor: its range word}.
+        tensors: {new tensor: its range word}. Tensors that a later step removed are kept: a chain of
+            `same_as` may lead through them.
         fp32: new nodes that overflow or lose their meaning in FP16 and must stay in FP32.
     """
 
@@ -58,8 +59,7 @@ def apply(model: ir.Model, name: str) -> list[Change]:
     changes = REWRITES[name](model)
     passes.RemoveUnusedNodesPass()(model)
     passes.TopologicalSortPass()(model)
-    alive = {value.name for node in model.graph for value in node.outputs}
-    return [Change(c.rewrite, c.site, {t: w for t, w in c.tensors.items() if t in alive}, c.fp32) for c in changes]
+    return changes
 
 
 # --------------------------------------------------------------------------- arithmetic

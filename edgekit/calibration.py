@@ -1,0 +1,119 @@
+"""Calibration data and the statistics taken of it, once, for all targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .datasets import Dataset
+from .errors import DataError, IntegrityError
+from .flow import Session, run_flow
+from .formats import read_json, write_json
+from .preprocess import preprocess
+from .quant import BINS_PER_SIDE, Histogram
+
+Inputs = dict[str, np.ndarray]
+
+
+def batches(dataset: Dataset, spec: Mapping[str, Any]) -> Iterator[tuple[str, Inputs]]:
+    """Preprocessed clips, one at a time: (id, {flow input: array without batch axis}).
+
+    Raises:
+        DataError: a clip cannot be decoded or preprocessed; the message names it.
+    """
+    for clip_id in dataset.ids:
+        yield clip_id, preprocess(dict(spec), dataset.clip(clip_id))
+
+
+@dataclass
+class Statistics:
+    """A histogram of every observed tensor of every engine.
+
+    Attributes:
+        histograms: {engine: {tensor: Histogram}}.
+        aliases: {engine: {tensor: the observed tensor that it rearranges}}.
+        clips: how many clips were read.
+    """
+
+    histograms: dict[str, dict[str, Histogram]]
+    aliases: dict[str, dict[str, str]] = field(default_factory=dict)
+    clips: int = 0
+
+    def find(self, engine: str, tensor: str) -> Histogram | None:
+        """The histogram of a tensor, or of the tensor that it rearranges; None if neither was observed."""
+        observed = self.histograms.get(engine, {})
+        return observed.get(tensor) or observed.get(self.aliases.get(engine, {}).get(tensor, ""))
+
+    def save(self, directory: Path) -> None:
+        """Write stats.json (what was seen) and stats.npz (`counts` int64 [tensor, bin])."""
+        rows: list[np.ndarray] = []
+        engines: dict[str, Any] = {}
+        for engine, observed in self.histograms.items():
+            tensors = {}
+            for name, h in observed.items():
+                tensors[name] = {"row": len(rows), "exponent": h.exponent, "low": h.low, "high": h.high, "values": h.n}
+                rows.append(h.counts)
+            engines[engine] = {"tensors": tensors, "aliases": self.aliases.get(engine, {})}
+        doc = {
+            "bins_per_side": BINS_PER_SIDE,
+            "bin": "row r, column i of `counts` in stats.npz counts (i - bins_per_side) * 2^exponent <= x < (i + 1 - bins_per_side) * 2^exponent",
+            "clips": self.clips,
+            "engines": engines,
+        }
+        write_json(directory / "stats.json", doc)
+        np.savez_compressed(directory / "stats.npz", counts=np.array(rows, np.int64).reshape(-1, 2 * BINS_PER_SIDE))
+
+    @classmethod
+    def open(cls, directory: Path) -> Statistics:
+        doc = read_json(directory / "stats.json")
+        with np.load(directory / "stats.npz", allow_pickle=False) as file:
+            counts = file["counts"]
+        if counts.shape[1:] != (2 * BINS_PER_SIDE,) or doc["bins_per_side"] != BINS_PER_SIDE:
+            raise IntegrityError(f"{directory}: histograms of {counts.shape[1:]} bins, expected {2 * BINS_PER_SIDE}")
+        histograms: dict[str, dict[str, Histogram]] = {}
+        for engine, part in doc["engines"].items():
+            histograms[engine] = {}
+            for name, entry in part["tensors"].items():
+                h = Histogram()
+                h.counts, h.exponent = counts[entry["row"]], entry["exponent"]
+                h.low, h.high = entry["low"], entry["high"]
+                histograms[engine][name] = h
+        return cls(histograms, {engine: part["aliases"] for engine, part in doc["engines"].items()}, doc["clips"])
+
+
+def observe(
+    flow: Mapping[str, Any],
+    sessions: Mapping[str, Session],
+    wanted: Mapping[str, Iterable[str]],
+    clips: Iterable[tuple[str, Inputs]],
+) -> Statistics:
+    """Run every clip through the flow and count every wanted tensor, one clip in memory at a time.
+
+    Stateful engines run over the whole clip, so that their states are counted at every step.
+
+    Args:
+        sessions: {engine: session that gives out the wanted tensors beside its outputs}.
+        wanted: {engine: tensors, each an input or an output of its session}.
+
+    Raises:
+        DataError: no clips, or a tensor holds NaN or infinity; the message names clip, engine and tensor.
+    """
+    histograms = {engine: {name: Histogram() for name in names} for engine, names in wanted.items()}
+    clip_id = ""
+
+    def tap(engine: str, feeds: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
+        for name, histogram in histograms.get(engine, {}).items():
+            values = feeds[name] if name in feeds else outputs[name]
+            histogram.update(values, f"clip {clip_id}: engine `{engine}`, tensor `{name}`")
+
+    count = 0
+    for clip_id, inputs in clips:
+        run_flow(dict(flow), sessions, inputs, tap)
+        count += 1
+    if not count:
+        raise DataError("calibration: no clips", "give `calibrate.data` a split `calibration` with at least one clip")
+    return Statistics(histograms, clips=count)
