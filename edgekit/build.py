@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import sys
-import tarfile
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import artifact, stages, target as targets
+from edgekit.bundle import pack
 from edgekit.cache import Cache, Entry
 from edgekit.errors import EdgekitError, IntegrityError, UsageError
 from edgekit.plan import Draft, make_drafts, make_step, read_ops, require_tools
@@ -135,21 +135,6 @@ def deliver(name: str, package: Entry, cache: Cache, out: Path) -> tuple[Path, P
     return bundle, archive if may_ship else None, report
 
 
-def write_archive(source: Path, path: Path, top: str) -> None:
-    """A .tar.zst of a folder whose bytes depend on the folder's content only."""
-    import zstandard
-
-    with path.open("wb") as file, zstandard.ZstdCompressor(level=12).stream_writer(file) as packed:
-        with tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-            for relative in artifact.tree(source):
-                member = tarfile.TarInfo(f"{top}/{relative}")
-                status = (source / relative).stat()
-                member.size = status.st_size
-                member.mode = _mode(status.st_mode)
-                with (source / relative).open("rb") as content:
-                    tar.addfile(member, content)  # TarInfo's defaults: mtime 0, uid and gid 0, no names
-
-
 def _replace(source: Path, bundle: Path, archive: Path | None, stale: Path) -> None:
     """Everything is written aside first; then the old bundle makes room by renames."""
     if bundle.is_symlink() or (bundle.exists() and not (bundle / "report.json").is_file()):
@@ -164,7 +149,7 @@ def _replace(source: Path, bundle: Path, archive: Path | None, stale: Path) -> N
             shutil.copyfile(source / relative, copy)
             copy.chmod(_mode((source / relative).stat().st_mode))
         if archive is not None:
-            write_archive(source, packed, bundle.name)
+            pack(source, packed)
         stale.unlink(missing_ok=True)  # never an archive beside a bundle of another build
         if bundle.exists():
             bundle.rename(old)

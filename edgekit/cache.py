@@ -116,6 +116,23 @@ class Cache:
                     found.append((record.stat().st_mtime_ns, path.name))
         return [name for _, name in sorted(found)]
 
+    def listing(self) -> list[dict[str, Any]]:
+        """One row per entry: {key, stage, bytes, used_at (seconds since 1970), recipes}."""
+        recipes: dict[str, list[str]] = {}
+        for path in sorted((self.root / "history").glob("*.json")):
+            for stage in self.recall(path.stem)["stages"].values() if self.recall(path.stem) else ():
+                recipes.setdefault(stage["key"], []).append(path.stem)
+        return [
+            {
+                "key": key,
+                "stage": key.partition("-")[0],
+                "bytes": sum(_unique_files(self.root / key).values()),
+                "used_at": _last_used_ns(self.root / key) // 10**9,
+                "recipes": recipes.get(key, []),
+            }
+            for key in self.entries()
+        ]
+
     # writing
 
     @contextlib.contextmanager

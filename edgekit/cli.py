@@ -1,0 +1,326 @@
+"""The commands. Everything heavy is imported inside them, so that `edgekit --help` stays instant.
+
+Exit codes: 0 ok, 1 a bug of ours, 2 recipe or usage, 3 a gate failed, 4 the target cannot run
+this, 5 a tool is missing here, 6 integrity, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from edgekit import __version__, progress
+from edgekit.errors import EdgekitError, IntegrityError, RecipeError, TargetError, ToolMissing, UsageError
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+app = typer.Typer(
+    name="edgekit",
+    help="From a trained audio-visual model to a quantized bundle for an embedded device.",
+    epilog="Exit codes: 0 ok, 2 recipe or usage, 3 gate failed, 4 target cannot run this, 5 tool missing, 6 integrity, 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cache_app = typer.Typer(help="Look after the cache.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+RecipesAndOverrides = Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY.PATH=VALUE...]", help="Recipes, and values that replace theirs, such as prune.macs=0.6.")]
+OneRecipeAndOverrides = Annotated[list[str], typer.Argument(metavar="RECIPE [KEY.PATH=VALUE...]", help="A recipe, and values that replace its own.")]
+CacheRoot = Annotated[Path, typer.Option("--cache", envvar="EDGEKIT_CACHE", help="Cache folder.", show_default=True)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
+DEFAULT_CACHE = Path(".edgekit")
+
+
+def main() -> None:
+    """Entry point of the `edgekit` command."""
+    # Like ctrl-c: half-built things are cleaned up on the way out.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    app()
+
+
+def command(owner: typer.Typer, **options: Any) -> Callable[[CommandT], CommandT]:
+    """A command whose EdgekitErrors become a message and their exit code."""
+
+    def register(function: CommandT) -> CommandT:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except EdgekitError as error:
+                complain(error)
+                raise typer.Exit(error.exit_code) from None
+            except KeyboardInterrupt:
+                print("interrupted; what was finished is kept", file=sys.stderr)
+                raise typer.Exit(130) from None
+            except BrokenPipeError:  # `edgekit ... | head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(0) from None
+
+        owner.command(**options)(guarded)
+        return function
+
+    return register
+
+
+@command(app)
+def build(recipes: RecipesAndOverrides, out: Annotated[Path, typer.Option("--out", help="Where bundles go.")] = Path("build"),
+          cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
+    """Build recipes: build/NAME/ and build/NAME.tar.zst for each."""
+    from edgekit.build import build_all
+
+    progress.set_quiet(quiet or as_json)
+    first_failure = 0
+    for outcome in build_all(_load_each(*_split(recipes), cache), out):
+        code = outcome.exit_code
+        first_failure = first_failure or code
+        if isinstance(outcome, EdgekitError):
+            complain(outcome)
+        elif as_json:
+            print(json.dumps({"recipe": outcome.name, **outcome.report}, ensure_ascii=False), flush=True)
+        else:
+            _show_result(outcome, quiet)
+    raise typer.Exit(first_failure)
+
+
+@command(app)
+def plan(recipes: RecipesAndOverrides, cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False) -> None:
+    """Say what a build would run, and why; exit code 4 if the target cannot run the model."""
+    from edgekit.cache import Cache
+    from edgekit.plan import make_plan
+
+    unfit = None
+    for recipe in _load_each(*_split(recipes), cache):
+        if isinstance(recipe, EdgekitError):
+            raise recipe
+        with Cache(cache) as opened:
+            made = make_plan(recipe, opened)
+        if as_json:
+            print(json.dumps(made.to_json(), ensure_ascii=False))
+        else:
+            from edgekit import console
+
+            console.show_plan(_stdout(), made)
+        if made.problems and unfit is None:
+            unfit = TargetError(f"{made.target.path}: cannot run {recipe.name}: {made.problems[0]}", "change the model, or pick another target")
+    if unfit is not None:
+        raise unfit
+
+
+@command(app)
+def why(stage: Annotated[str, typer.Argument(help="A stage, such as prune.")], recipe: OneRecipeAndOverrides,
+        cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False) -> None:  # fmt: skip
+    """Name the input, file, key or version that made a stage stale since its last build."""
+    from edgekit import plan as plans
+    from edgekit import stages
+    from edgekit.cache import Cache
+    from edgekit.document import suggestion
+    from edgekit.recipe import load_recipe
+
+    if stage not in stages.STAGES:
+        raise UsageError(f"{stage}: no such stage", suggestion(stage, list(stages.STAGES)))
+    path, overrides = _one(*_split(recipe))
+    with Cache(cache) as opened:
+        reasons = plans.why(stage, plans.make_plan(load_recipe(path, overrides, cache), opened), opened)
+    if as_json:
+        print(json.dumps({"stage": stage, "stale": bool(reasons), "reasons": reasons}, ensure_ascii=False))
+    else:
+        print("\n".join(reasons) if reasons else f"{stage} is up to date")
+
+
+@command(app)
+def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle: folder or .tar.zst.")], as_json: Json = False) -> None:
+    """Check every hash of a bundle and show what is in it."""
+    from edgekit import console
+    from edgekit.bundle import open_bundle
+
+    with open_bundle(bundle) as opened:
+        opened.verify()
+        manifest, report = opened.manifest, opened.report
+        if as_json:
+            print(json.dumps({"bundle": str(bundle), "verified": True, "manifest": manifest, "report": report}, ensure_ascii=False))
+        else:
+            console.show_bundle(_stdout(), bundle, manifest, report)
+
+
+@command(app)
+def doctor(cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False) -> None:
+    """Tell versions, disk and missing tools, and what to install."""
+    from dataclasses import asdict
+
+    from edgekit import console
+    from edgekit.doctor import examine
+
+    findings = examine(cache)
+    if as_json:
+        for finding in findings:
+            print(json.dumps(asdict(finding)))
+    else:
+        rows = [("ok" if f.ok else "MISSING" if f.required else "-", f.name, f.found, f.needed, f.hint) for f in findings]
+        console.show_rows(_stdout(), ("", "what", "found", "needed", "to do"), rows)
+    missing = [finding.name for finding in findings if finding.required and not finding.ok]
+    if missing:
+        raise ToolMissing(f"missing here: {', '.join(missing)}", "install them as the last column says")
+
+
+@command(app)
+def train(recipe: Annotated[list[str], typer.Argument(metavar="TRAINING [KEY.PATH=VALUE...]", help="A training recipe, and values that replace its own.")],
+          cache: CacheRoot = DEFAULT_CACHE, quiet: Quiet = False) -> None:  # fmt: skip
+    """Train a model from scratch; goes on where a killed run stopped."""
+    from edgekit.training import train_from_file
+
+    progress.set_quiet(quiet)
+    path, overrides = _one(*_split(recipe))
+    trained = train_from_file(path, overrides, cache)
+    if trained is not None:
+        print(trained)
+
+
+@command(app)
+def new(path: Annotated[Path, typer.Argument(help="The recipe to write, such as my_car.yaml.")],
+        target: Annotated[str, typer.Option(help="A device, a file in targets/.")] = "jetson_xavier") -> None:  # fmt: skip
+    """Write a commented recipe that builds as it is."""
+    from edgekit.new import write_recipe
+
+    try:
+        written = write_recipe(path, target)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {str(error.strerror).lower()}", "write to a folder that is yours") from None
+    print("\n".join(f"wrote {file}" for file in written))
+
+
+@command(app)
+def schema() -> None:
+    """Print the JSON Schema of a recipe, which editors complete from."""
+    from edgekit.recipe import json_schema
+
+    print(json_schema(), end="")
+
+
+@command(cache_app)
+def ls(cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False) -> None:
+    """List entries, least recently used first."""
+    from datetime import datetime
+
+    from edgekit import console
+    from edgekit.cache import Cache
+
+    with Cache(cache) as opened:
+        rows = opened.listing()
+        total = opened.size()
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+        return
+    shown = [(r["stage"], r["key"].partition("-")[2][:12], console.megabytes(r["bytes"]), f"{datetime.fromtimestamp(r['used_at']):%Y-%m-%d %H:%M}", ", ".join(r["recipes"])) for r in rows]
+    console.show_rows(_stdout(), ("stage", "key", "size", "used", "last build of"), shown)
+    print(f"{len(rows)} entries, {console.megabytes(total)} in {cache}")
+
+
+@command(cache_app)
+def gc(keep: Annotated[str, typer.Option(help="How much may stay, such as 20GB.")], cache: CacheRoot = DEFAULT_CACHE) -> None:
+    """Delete what was not used for longest; never what is in use."""
+    from edgekit import console
+    from edgekit.cache import Cache
+
+    with Cache(cache) as opened:
+        removed, freed = opened.gc(parse_size(keep))
+    print(f"removed {len(removed)} of the oldest, freed {console.megabytes(freed)}")
+
+
+@command(cache_app)
+def verify(cache: CacheRoot = DEFAULT_CACHE) -> None:
+    """Read every file; what is damaged is deleted, so that it is built again."""
+    from edgekit.cache import Cache
+
+    with Cache(cache) as opened:
+        count = len(opened.entries())
+        damaged = opened.verify()
+    if damaged:
+        raise IntegrityError("; ".join(damaged), "they were deleted and will be built again; check the disk if you did not change them")
+    print(f"{count} entries, every sha256 matches")
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit(0)
+
+
+def parse_size(text: str) -> int:
+    """`20GB`, `500 MB`, `1GiB` or plain bytes."""
+    import re
+
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
+    if match is None or match[2] not in units:
+        raise UsageError(f"--keep: `{text}` is not a size", "such as 20GB or 500MB")
+    return int(float(match[1]) * units[match[2]])
+
+
+def complain(error: EdgekitError) -> None:
+    """An error on stderr: where and what, then the hint."""
+    print(error, file=sys.stderr, flush=True)
+
+
+def _load_each(paths: list[str], overrides: list[str], cache: Path) -> list[Any]:
+    """Recipes, or what is wrong with them; two of one name would overwrite each other."""
+    from edgekit.recipe import load_recipe
+
+    loaded: list[Any] = []
+    first: dict[str, str] = {}
+    for path in paths:
+        try:
+            recipe = load_recipe(path, overrides, cache)
+            if recipe.name in first:
+                raise RecipeError(f"{recipe.where('name')}: `name` is `{recipe.name}`, as in {first[recipe.name]}", "give each recipe a name of its own")
+            first[recipe.name] = path
+            loaded.append(recipe)
+        except EdgekitError as error:
+            loaded.append(error)
+    return loaded
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(recipes, overrides): what has a `=` and is no file is an override."""
+    overrides = [text for text in arguments if "=" in text and not Path(text).exists()]
+    paths = [text for text in arguments if text not in overrides]
+    if not paths:
+        raise UsageError("no recipe given", "for example `edgekit build recipes/mhlt_xavier.yaml`")
+    return paths, overrides
+
+
+def _one(paths: list[str], overrides: list[str]) -> tuple[Path, list[str]]:
+    if len(paths) > 1:
+        raise UsageError(f"one recipe expected, got {len(paths)}: {', '.join(paths)}", "overrides are written key.path=value")
+    return Path(paths[0]), overrides
+
+
+def _show_result(result: Any, quiet: bool) -> None:
+    from edgekit import console
+
+    if quiet or not sys.stdout.isatty():
+        print(console.line(result), flush=True)
+    else:
+        console.show_result(_stdout(), result)
+
+
+def _stdout() -> Any:
+    """Rich on stdout; wide and without colours when it is not a terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, soft_wrap=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What people read: tables on a terminal, plain lines elsewhere. Numbers come from report.json only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from edgekit.build import Result
+from edgekit.plan import Plan
+
+ROWS = ("float", "pruned", "artifact")
+TITLES = {"float": "float", "pruned": "pruned", "artifact": "INT8"}
+VERDICTS = {"pass": "green", "fail": "red", "pending-device": "yellow", "inconclusive": "yellow"}
+
+
+def line(result: Result) -> str:
+    """One line for logs: verdict and where the result lies."""
+    gates = result.report.get("gates", [])
+    missed = [gate["name"] for gate in gates if not gate["pass"]]
+    verdict = result.report["verdict"] + (f" ({', '.join(missed)})" if missed else "")
+    return f"{result.name}: {verdict}, {result.archive or result.bundle / 'report.html'}"
+
+
+def show_result(console: Console, result: Result) -> None:
+    """The closing table of a build."""
+    show_report(console, result.name, result.report)
+    ran = f"ran {', '.join(result.ran)}" if result.ran else "nothing to do, all reused"
+    size = f" ({megabytes(result.archive.stat().st_size)})" if result.archive else ""
+    console.print(f"  {result.archive or result.bundle}{size}   {ran}", style="dim", highlight=False, soft_wrap=True)
+
+
+def show_report(console: Console, name: str, report: dict[str, Any]) -> None:
+    """Size, MACs, accuracy from float over pruned to INT8 with interval, gates."""
+    verdict = report["verdict"]
+    table = Table(title=f"{name}: {verdict}", title_style=f"bold {VERDICTS.get(verdict, '')}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("", min_width=12)
+    for row in ROWS:
+        table.add_column(TITLES[row], justify="right")
+    table.add_column("INT8 - float, 95 %", justify="right")
+    sizes = report.get("sizes", {})
+    for key, label, shown in (("parameters", "parameters", millions), ("macs", "MACs, window", millions), ("bytes", "weights", megabytes)):
+        values = [sizes.get(row, {}).get(key) for row in ROWS]
+        if any(value is not None for value in values):
+            table.add_row(label, *("" if value is None else shown(value) for value in values), "")
+    for metric in report["metrics"].get("float", {}):
+        values = [report["metrics"].get(row, {}).get(metric) for row in ROWS]
+        change = report.get("drops", {}).get("total", {}).get(metric)
+        table.add_row(metric, *(number(value) for value in values), interval(change))
+    console.print(table)
+    coverage = report.get("coverage", {})
+    if coverage.get("int8_macs") is not None:
+        clips = f", {report['n']} clips" if "n" in report else ""
+        console.print(f"  INT8 on {coverage['int8_macs']:.1%} of MACs ({coverage['grade']}), measured on {report['measured_on']}{clips}", highlight=False)
+    show_gates(console, report.get("gates", []))
+
+
+def show_gates(console: Console, gates: list[dict[str, Any]]) -> None:
+    for gate in gates:
+        mark, style = ("pass", "green") if gate["pass"] else ("FAIL", "red")
+        between = interval(gate) if gate.get("low") is not None else number(gate.get("value"))
+        console.print(f"  [{style}]{mark}[/]  {gate['name']}  {between}, limit {limit(gate['limit'])}", highlight=False)
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    table = Table(title=f"{plan.recipe.name} for {plan.target.name}", title_justify="left", box=None, pad_edge=False)
+    for column in ("stage", "", "why"):
+        table.add_column(column)
+    for step, reason in zip(plan.steps, plan.reasons, strict=True):
+        table.add_row(step.stage, "[green]reuse[/]" if step.entry else "[yellow]run[/]", "" if step.entry else reason)
+    console.print(table)
+    if plan.problems is None:
+        console.print("  target: not checked yet, it is right after load", style="dim")
+    for problem in plan.problems or ():
+        console.print(f"  [red]target:[/] {problem}", highlight=False)
+
+
+def show_rows(console: Console, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def show_bundle(console: Console, path: Path, manifest: dict[str, Any], report: dict[str, Any]) -> None:
+    """What is in a bundle whose hashes have been checked."""
+    console.print(f"{path}: {len(manifest['files'])} files, every sha256 matches", highlight=False, soft_wrap=True)
+    for key in ("name", "target", "verdict", "created_by", "edgekit", "licence"):
+        if isinstance(manifest.get(key), str):
+            console.print(f"  {key}: {manifest[key]}", highlight=False)
+    rows = [(name, megabytes(entry["size"]), entry["sha256"][:12]) for name, entry in sorted(manifest["files"].items())]
+    show_rows(console, ("file", "size", "sha256"), rows)
+    show_report(console, str(manifest.get("name", path.name)), report)
+
+
+def millions(count: float) -> str:
+    return f"{count / 1e6:,.2f} M" if count >= 1e4 else f"{count:,.0f}"
+
+
+def megabytes(size: float) -> str:
+    return f"{size / 1e6:,.2f} MB" if size >= 1e4 else f"{size / 1e3:,.1f} kB"
+
+
+def number(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def interval(change: dict[str, Any] | None) -> str:
+    if change is None or change.get("value") is None:
+        return ""
+    ends = "" if change.get("low") is None else f" [{change['low']:+.4f}, {change['high']:+.4f}]"
+    return f"{change['value']:+.4f}{ends}".replace("[", r"\[")
+
+
+def limit(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)

@@ -1,0 +1,95 @@
+"""What this machine has and lacks, and the command that installs what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import shutil
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+NEEDED_BYTES = 5 * 10**9  # environment 2 GB, cache and generated clips of the demo 1 GB, and room
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    found: str
+    """Version or amount, `-` if absent."""
+    needed: str
+    """Requirement as declared, or which extra wants it."""
+    ok: bool
+    required: bool
+    hint: str = ""
+
+
+def examine(cache_root: Path) -> list[Finding]:
+    """Python, packages, extras and disk; required things first."""
+    python = platform.python_version()
+    findings = [Finding("python", python, ">=3.11", sys.version_info >= (3, 11), True, "apt-get install python3 python3-venv (Debian 12 or later)")]
+    for extra, requirement in requirements():
+        findings.append(_package(extra, requirement))
+    findings.append(_disk(cache_root))
+    return findings
+
+
+def requirements() -> list[tuple[str | None, str]]:
+    """(extra or None, requirement) of edgekit, from its installed metadata or the checkout's pyproject."""
+    checkout = Path(__file__).parent.parent / "pyproject.toml"
+    if checkout.is_file():
+        project = tomllib.loads(checkout.read_text())["project"]
+        found: list[tuple[str | None, str]] = [(None, requirement) for requirement in project["dependencies"]]
+        extras = project["optional-dependencies"]
+        return found + [(extra, r) for extra, group in extras.items() for r in group if not r.startswith("edgekit")]
+    found = []
+    for text in importlib.metadata.requires("edgekit") or []:
+        requirement, _, marker = text.partition(";")
+        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", marker)
+        if not requirement.startswith("edgekit"):
+            found.append((extra[1] if extra else None, requirement.strip()))
+    return found
+
+
+def _package(extra: str | None, requirement: str) -> Finding:
+    match = re.match(r"([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?\s*(.*)", requirement)
+    assert match, requirement
+    name, wanted = match[1], match[2]
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    needed = wanted or "any"
+    ok = version is not None and _satisfies(version, wanted)
+    hint = "" if ok else f"pip install '{requirement}'" if extra is None else f"pip install 'edgekit[{extra}]'"
+    return Finding(name, version or "-", needed if extra is None else f"{needed} (extra {extra})", ok, extra is None, hint)
+
+
+def _satisfies(version: str, wanted: str) -> bool:
+    """Compare release numbers against `>=a,<b`; pre-releases and local versions count as their release."""
+    have = _release(version)
+    for clause in filter(None, (part.strip() for part in wanted.split(","))):
+        operator, bound = re.match(r"(>=|<=|==|!=|<|>)\s*(.+)", clause).groups()  # type: ignore[union-attr]
+        want = _release(bound)
+        length = max(len(have), len(want))
+        a, b = (numbers + (0,) * (length - len(numbers)) for numbers in (have, want))
+        if not {">=": a >= b, "<=": a <= b, "==": a == b, "!=": a != b, "<": a < b, ">": a > b}[operator]:
+            return False
+    return True
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", re.match(r"[\d.]*", version)[0]))  # type: ignore[index]
+
+
+def _disk(cache_root: Path) -> Finding:
+    folder = cache_root.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    hint = "edgekit cache gc --keep 5GB, or another disk with --cache"
+    return Finding("free disk", f"{free / 1e9:.0f} GB", f"{NEEDED_BYTES / 1e9:.0f} GB", free >= NEEDED_BYTES, False, "" if free >= NEEDED_BYTES else hint)
