@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from edgekit.build import Result
@@ -62,7 +63,7 @@ def show_gates(console: Console, gates: list[dict[str, Any]]) -> None:
     for gate in gates:
         mark, style = ("pass", "green") if gate["pass"] else ("FAIL", "red")
         between = interval(gate) if gate.get("low") is not None else number(gate.get("value"))
-        console.print(f"  [{style}]{mark}[/]  {gate['name']}  {between}, limit {limit(gate['limit'])}", highlight=False)
+        console.print(f"  [{style}]{mark}[/]  {escape(gate['name'])}  {between}, limit {limit(gate['limit'])}", highlight=False)
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -70,12 +71,12 @@ def show_plan(console: Console, plan: Plan) -> None:
     for column in ("stage", "", "why"):
         table.add_column(column)
     for step, reason in zip(plan.steps, plan.reasons, strict=True):
-        table.add_row(step.stage, "[green]reuse[/]" if step.entry else "[yellow]run[/]", "" if step.entry else reason)
+        table.add_row(step.stage, "[green]reuse[/]" if step.entry else "[yellow]run[/]", "" if step.entry else escape(reason))
     console.print(table)
     if plan.problems is None:
         console.print("  target: not checked yet, it is right after load", style="dim")
     for problem in plan.problems or ():
-        console.print(f"  [red]target:[/] {problem}", highlight=False)
+        console.print(f"  [red]target:[/] {escape(problem)}", highlight=False)
 
 
 def show_rows(console: Console, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
@@ -83,16 +84,16 @@ def show_rows(console: Console, columns: Iterable[str], rows: Iterable[Iterable[
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
 
 
 def show_bundle(console: Console, path: Path, manifest: dict[str, Any], report: dict[str, Any]) -> None:
     """What is in a bundle whose hashes have been checked."""
-    console.print(f"{path}: {len(manifest['files'])} files, every sha256 matches", highlight=False, soft_wrap=True)
+    console.print(f"{escape(str(path))}: {len(manifest['files'])} files, every sha256 matches", highlight=False, soft_wrap=True)
     for key in ("name", "target", "verdict", "created_by", "edgekit", "licence"):
         if isinstance(manifest.get(key), str):
-            console.print(f"  {key}: {manifest[key]}", highlight=False)
+            console.print(f"  {key}: {escape(manifest[key])}", highlight=False)
     rows = [(name, megabytes(entry["size"]), entry["sha256"][:12]) for name, entry in sorted(manifest["files"].items())]
     show_rows(console, ("file", "size", "sha256"), rows)
     show_report(console, str(manifest.get("name", path.name)), report)
@@ -114,7 +115,7 @@ def interval(change: dict[str, Any] | None) -> str:
     if change is None or change.get("value") is None:
         return ""
     ends = "" if change.get("low") is None else f" [{change['low']:+.4f}, {change['high']:+.4f}]"
-    return f"{change['value']:+.4f}{ends}".replace("[", r"\[")
+    return escape(f"{change['value']:+.4f}{ends}")
 
 
 def limit(value: Any) -> str:

@@ -1,0 +1,39 @@
+# make demo    everything from a bare machine to a bundle in build/mhlt_xavier/
+# make test    the tests, without network
+PYTHON ?= python3
+# CPU wheels keep the environment at 2 GB; a plain `torch` may pull in gigabytes of CUDA.
+# Another torch: make venv TORCH="torch==2.12.1"; another index: make venv PIP_INDEX="--index-url ..."
+TORCH ?= torch==2.13.0
+PIP_INDEX ?=
+RECIPE ?= recipes/mhlt_xavier.yaml
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo venv test test-slow lint clean
+
+demo: venv
+	$(BIN)/edgekit build $(RECIPE)
+	$(BIN)/edgekit inspect build/$(basename $(notdir $(RECIPE)))
+
+venv: $(READY)
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.12 ..."; exit 5; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_INDEX) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e '.[train,dev]'
+	touch $@
+
+test: venv
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: venv
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check edgekit tests
+
+clean:
+	rm -rf build .edgekit .pytest_cache .ruff_cache
