@@ -1,0 +1,657 @@
+"""report.json as one self-contained page: no network, no script, light and dark, readable on a phone.
+
+Names of clips, layers and recipes come from anywhere, so every text is escaped and the page's own
+policy forbids scripts and requests.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+import struct
+import unicodedata
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # package renders again within seconds: numpy only where an array is touched
+    import numpy as np
+
+ROWS = {"float": "Float", "pruned": "Pruned", "artifact": "INT8"}
+COSTS = {"prune_cost": "Pruning", "int8_cost": "INT8", "total": "In all"}
+MAX_POINTS = 1500
+MAX_LISTED = 200
+
+VERDICTS = {
+    "pass": ("✓", "Pass", "every gate holds"),
+    "pending-device": ("◔", "Pending device", "every gate holds in host simulation; the engines are still to be built and checked on the device"),
+    "inconclusive": ("?", "Inconclusive", "the intervals are too wide to say that every gate holds: not flashable"),
+    "fail": ("✗", "Fail", "a gate is missed: not flashable"),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the page shows of one golden clip."""
+
+    id: str
+    how: str
+    tags: Mapping[str, Any]
+    strip_png: bytes | None
+    envelope: tuple[tuple[float, float], ...]
+    """(lowest, highest) amplitude in -1..1 of equal stretches of time; empty without audio."""
+    seconds: float
+    answers: tuple[tuple[str, float | None, float | None, float | None], ...] = ()
+
+
+def samples(golden: Mapping[str, np.ndarray], described: Iterable[Mapping[str, Any]], limit: int = 3) -> list[Sample]:
+    """The first `limit` golden clips, drawn small: four frames and the outline of the waveform.
+
+    Args:
+        golden: tensors of golden.safetensors.
+        described: `golden` of reference.json.
+    """
+    found = []
+    for clip in list(described)[:limit]:
+        frames, audio = golden.get(f"{clip['id']}/raw/frames"), golden.get(f"{clip['id']}/raw/audio")
+        seconds = 0.0 if audio is None else len(audio) / clip["sample_rate_hz"]
+        found.append(
+            Sample(
+                id=str(clip["id"]),
+                how=str(clip.get("how", "")),
+                tags=clip.get("tags", {}),
+                strip_png=None if frames is None else png(_strip(frames)),
+                envelope=() if audio is None else _envelope(audio),
+                seconds=seconds,
+            )
+        )
+    return found
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Encode uint8 [h, w, 3] RGB as PNG."""
+    height, width = pixels.shape[:2]
+    # Filter 2 (up) on all rows but the first: photographs compress by a fifth better than unfiltered.
+    wide = pixels.reshape(height, -1).astype("int16")
+    rows = [b"\x00" + pixels[0].tobytes()]
+    rows += [b"\x02" + ((wide[y] - wide[y - 1]) % 256).astype("uint8").tobytes() for y in range(1, height)]
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"".join(rows), 9)) + chunk(b"IEND", b"")
+
+
+def _strip(frames: np.ndarray, count: int = 4, max_height: int = 96) -> np.ndarray:
+    """uint8 [h, count*w, 3]: frames over the whole clip side by side, thinned to at most `max_height` rows."""
+    import numpy as np
+
+    step = math.ceil(max(frames.shape[1] / max_height, frames.shape[2] / (2 * max_height)))
+    picked = [frames[round(i * (len(frames) - 1) / (count - 1)), ::step, ::step] for i in range(count)]
+    return np.ascontiguousarray(np.concatenate(picked, axis=1))
+
+
+def _envelope(audio: np.ndarray, count: int = 170) -> tuple[tuple[float, float], ...]:
+    import numpy as np
+
+    pieces = np.array_split(audio.astype(np.float64) / 32768, min(count, len(audio)))
+    return tuple((float(p.min()), float(p.max())) for p in pieces)
+
+
+# page
+
+
+def render(report: Mapping[str, Any], clips: Sequence[Sample] = ()) -> str:
+    """The whole page. Parts whose numbers are not in `report` are left out, such as gates before package."""
+    page = _Page(report)
+    sections = (
+        ("gates", "Gates", page.gates()),
+        ("cost", "What it costs", page.costs()),
+        ("accuracy", "Accuracy", page.accuracy()),
+        ("slices", "By condition", page.slices()),
+        ("coverage", "INT8 coverage", page.coverage()),
+        ("parity", "Parity with the pruned float model", page.parity()),
+        ("predictions", "Predictions", page.predictions()),
+        ("clips", "Golden clips", page.clips(clips)),
+        ("provenance", "Provenance", page.provenance()),
+    )
+    shown = [section for section in sections if section[2]]
+    links = "".join(f'<li><a href="#{key}">{esc(title)}</a></li>' for key, title, _ in shown)
+    body = "".join(
+        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{esc(title)}</h2>{content}</section>' for key, title, content in shown
+    )
+    title = report.get("name") or "edgekit report"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>{esc(title)}: {esc(_verdict(report)[1])}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the results</a>
+<header>{page.header()}</header>
+<nav aria-label="Sections"><ul>{links}</ul></nav>
+<main id="main">{page.cards()}{body}</main>
+<footer><p>Written by edgekit. Numbers for machines are in <code>report.json</code>.</p></footer>
+</body>
+</html>
+"""
+
+
+def _verdict(report: Mapping[str, Any]) -> tuple[str, str, str]:
+    return VERDICTS.get(str(report.get("verdict")), ("·", "Measured", "gates are judged when the bundle is packaged"))
+
+
+class _Page:
+    """The parts of the page, each a string of HTML, empty where the report has nothing to show."""
+
+    def __init__(self, report: Mapping[str, Any]):
+        self.report = report
+        self.info = report.get("metric_info", {})
+        self.metrics = report.get("metrics", {})
+        # The data set's first metric leads; JSON objects are written sorted, so its name stands apart.
+        names = list(self.metrics.get("float", {}))
+        self.lead = report.get("lead") if report.get("lead") in names else next(iter(names), "")
+
+    def header(self) -> str:
+        mark, word, meaning = _verdict(self.report)
+        target = self.report.get("target", {})
+        where = f" on {esc(target.get('description') or target.get('name', ''))}" if target else ""
+        kind = esc(str(self.report.get("verdict", "measured")))
+        simulated = self.report.get("measured_on") == "host-simulated"
+        note = "<strong>host-simulated</strong>: the device’s numbers, computed on the build machine; nothing here was measured on the device" if simulated else f"measured on <strong>{esc(self.report.get('measured_on', ''))}</strong>"
+        gates = self.report.get("gates")
+        if gates is not None and not gates:
+            meaning = "the recipe has no gates" + ("; the engines are still to be built and checked on the device" if kind == "pending-device" else "")
+        return (
+            f'<p class="verdict {kind}"><span class="mark" aria-hidden="true">{mark}</span><span><strong>{word}</strong>: {esc(meaning)}</span></p>'
+            f"<h1>{esc(self.report.get('name', 'edgekit report'))}<small>{where}</small></h1>"
+            f'<p class="note">{note}. {self.report.get("n", 0)} held-out clips; intervals are 95 %, from a bootstrap over clips.</p>'
+        )
+
+    def cards(self) -> str:
+        sizes = self.report.get("sizes", {})
+        tiles = []
+        for row, title in ROWS.items():
+            score = self.metrics.get(row, {}).get(self.lead)
+            size = sizes.get(row, {})
+            facts = [("MACs per window", _count(size.get("macs"))), ("Parameters", _count(size.get("parameters"))), ("Weights", _bytes(size.get("bytes")))]
+            if row != "float" and sizes.get("float"):
+                facts = [(k, f"{v}{_share(size.get(key), sizes['float'].get(key))}") for (k, v), key in zip(facts, ("macs", "parameters", "bytes"), strict=True)]
+            items = "".join(f"<div><dt>{esc(k)}</dt><dd>{v}</dd></div>" for k, v in facts)
+            tiles.append(
+                f'<li class="card {row}"><h3>{title}</h3><p class="big">{self.number(self.lead, score)}<span class="unit">{esc(self.label(self.lead))}</span></p>'
+                f'<p class="ci">{self.interval(self.lead, self.report.get("intervals", {}).get(row, {}).get(self.lead))}</p><dl>{items}</dl></li>'
+            )
+        return f'<section aria-label="Float, pruned and INT8 at a glance"><ol class="cards">{"".join(tiles)}</ol></section>' if self.lead else ""
+
+    def gates(self) -> str:
+        gates = self.report.get("gates")
+        if gates is None:
+            return ""
+        if not gates:
+            return "<p>The recipe asks for none, so nothing was judged.</p>"
+        words = {"pass": "✓ pass", "fail": "✗ fail", "inconclusive": "? inconclusive"}
+        rows = []
+        for gate in gates:
+            band = "exact" if gate.get("low") == gate.get("high") and gate.get("low") is not None else self.interval(gate["metric"], [gate.get("low"), gate.get("high")])
+            verdict = str(gate.get("verdict"))
+            rows.append(
+                [
+                    f"<code>{esc(gate['name'])}</code>",
+                    f"{esc(gate['kind'].replace('_', ' '))} {self.number(gate['metric'], gate['limit'])}",
+                    self.number(gate["metric"], gate.get("value"), signed=gate["kind"].startswith("max_") and "_" in gate["kind"]),
+                    band,
+                    f'<span class="chip {esc(verdict)}">{esc(words.get(verdict, verdict))}</span>',
+                ]
+            )
+        table = _table("Gates of the recipe", ["Gate", "Limit", "Value", "95 % interval", "Verdict"], rows, numeric=(2, 3))
+        return table + '<p class="note">A gate passes when the bad end of its interval is within the limit, fails when the value itself is beyond it, and is inconclusive in between. Increases and decreases are of the INT8 artifact against the original float model.</p>'
+
+    def costs(self) -> str:
+        drops = self.report.get("drops")
+        if not drops or not self.lead:
+            return ""
+        limits = [g["limit"] for g in self.report.get("gates") or [] if g["metric"] == self.lead and g["kind"] in ("max_increase", "max_decrease")]
+        sign = -1 if self.info.get(self.lead, {}).get("direction") == "higher" else 1
+        worse = "decrease" if sign < 0 else "increase"
+        rows = []
+        for cost, title in COSTS.items():
+            change = drops[cost][self.lead]
+            ends = [_times(sign, change[k]) for k in ("low", "high")]
+            rows.append((title, _times(sign, change["value"]), *(reversed(ends) if sign < 0 else ends)))
+        chart = _forest(rows, limits, f"{worse.capitalize()} of {self.label(self.lead)}", lambda x: self.number(self.lead, x, signed=True))
+        table = []
+        for name in self.names():
+            cells = [f"<span title='{esc(self.info.get(name, {}).get('title', ''))}'>{esc(self.label(name))}</span>"]
+            for cost in COSTS:
+                change = drops[cost].get(name, {})
+                cells.append(f"{self.number(name, change.get('value'), signed=True)} {self.interval(name, [change.get('low'), change.get('high')], signed=True)}")
+            table.append(cells)
+        return f'<div class="pair">{chart}{_table("Change of every metric", ["Metric", *COSTS.values()], table, numeric=(1, 2, 3))}</div>'
+
+    def accuracy(self) -> str:
+        if not self.metrics:
+            return ""
+        rows = []
+        for name in self.names():
+            info = self.info.get(name, {})
+            cells = [f"{esc(info.get('title', name))} <small>{'lower' if info.get('direction') == 'lower' else 'higher'} is better</small>"]
+            for row in ROWS:
+                band = self.report.get("intervals", {}).get(row, {}).get(name)
+                cells.append(f"{self.number(name, self.metrics.get(row, {}).get(name))} {self.interval(name, band)}")
+            rows.append(cells)
+        tables = _table(f"Output {self.report.get('primary', '')}", ["Metric", *ROWS.values()], rows, numeric=(1, 2, 3))
+        other = self.report.get("other_outputs") or {}
+        if other:
+            rows = [
+                [f"<code>{esc(output)}</code>", esc(self.label(name)), *(self.number(name, by_row.get(row, {}).get(name)) for row in ROWS)]
+                for output, by_row in other.items()
+                for name in self.names()[:3]
+            ]
+            tables += f"<details><summary>Other outputs</summary>{_table('Other outputs', ['Output', 'Metric', *ROWS.values()], rows, numeric=(2, 3, 4))}</details>"
+        return tables
+
+    def slices(self) -> str:
+        slices = self.report.get("slices") or []
+        parts = []
+        for tag in dict.fromkeys(s["tag"] for s in slices):
+            mine = [s for s in slices if s["tag"] == tag]
+            name = mine[0]["metric"]
+            title = "Signal-to-noise ratio in dB" if tag == "snr_db" else str(tag)
+            chart = _bars(mine, f"{self.label(name)} by {title}", lambda x, name=name: self.number(name, x))
+            rows = [
+                [esc(s["value"]), str(s["n"]), *(self.number(name, s[row]) for row in ROWS), f"{self.number(name, s['total']['value'], signed=True)} {self.interval(name, [s['total']['low'], s['total']['high']], signed=True)}"]
+                for s in mine
+            ]
+            table = _table(f"{self.label(name)} by {title}", [title, "Clips", *ROWS.values(), "INT8 − float"], rows, numeric=(1, 2, 3, 4, 5))
+            parts.append(f'<h3>{esc(title)}</h3><div class="pair">{chart}{table}</div>')
+        return "".join(parts)
+
+    def coverage(self) -> str:
+        coverage = self.report.get("coverage") or {}
+        if coverage.get("int8_macs") is None:
+            return ""
+        grades = {
+            "declared": "declared: Q/DQ in the graph, on ops that the target’s table takes in INT8",
+            "gate": "gate: read from a compiler’s log",
+            "measured": "measured: read from the built engine",
+        }
+        grade = str(coverage.get("grade", ""))
+        lead = f"<p><strong>{100 * coverage['int8_macs']:.1f} %</strong> of all MACs run in INT8 <small>({esc(grades.get(grade, grade))})</small></p>"
+        charts = []
+        for title, key in (("By engine", "engines"), ("By op", "ops")):
+            parts = _coverage_parts(coverage, key)
+            if parts:
+                charts.append(_coverage_chart(parts, title))
+        skipped = coverage.get("skipped") or {}
+        rows = [[f"<code>{esc(engine)}</code>", f"<code>{esc(layer)}</code>", esc(reason)] for engine, layers in skipped.items() if isinstance(layers, Mapping) for layer, reason in layers.items()]
+        details = ""
+        if rows:
+            rest = f"<p>and {len(rows) - MAX_LISTED} more in <code>coverage.json</code></p>" if len(rows) > MAX_LISTED else ""
+            details = f"<details><summary>{len(rows)} layers stay in float, and why</summary>{_table('Layers in float', ['Engine', 'Layer', 'Why'], rows[:MAX_LISTED])}{rest}</details>"
+        return f'{lead}<div class="pair">{"".join(charts)}</div>{details}'
+
+    def parity(self) -> str:
+        parity = self.report.get("parity") or {}
+        if not parity:
+            return ""
+        def cells(d: Mapping[str, Any]) -> list[str]:
+            return [_plain(d.get("max_abs")), _plain(d.get("mean_abs")), _decibel(d), _plain(d.get("cosine"), 5)]
+
+        rows = [[f"<code>{esc(name)}</code>", *cells(d), f"<code>{esc(d.get('worst_clip', ''))}</code>"] for name, d in parity.items()]
+        parts = [_table("Outputs on all clips", ["Output", "Max abs", "Mean abs", "SQNR dB", "Cosine", "Worst clip"], rows, numeric=(1, 2, 3, 4))]
+        rows = [[f"<code>{esc(engine)}</code>", f"<code>{esc(port)}</code>", *cells(d)] for engine, ports in (self.report.get("engines") or {}).items() for port, d in ports.items()]
+        if rows:
+            parts.append(_table("Engines alone, each fed float inputs (golden clips)", ["Engine", "Output", "Max abs", "Mean abs", "SQNR dB", "Cosine"], rows, numeric=(2, 3, 4, 5)))
+        layers = self.report.get("layers") or []
+        if layers:
+            rows = [[f"<code>{esc(r['layer'])}</code>", f"<code>{esc(r['engine'])}</code>", esc(r["op"]), _decibel(r), _plain(r.get("max_abs"))] for r in layers]
+            parts.append(_table("Layers with the largest error, worst first", ["Layer", "Engine", "Op", "SQNR dB", "Max abs"], rows, numeric=(3, 4)))
+        return "".join(parts)
+
+    def predictions(self) -> str:
+        p = self.report.get("predictions") or {}
+        if not p.get("label"):
+            return ""
+        everything = list(zip(p["label"], p["float"], p["artifact"], strict=True))
+        step = math.ceil(len(everything) / MAX_POINTS)
+        points = [point for point in everything[::step] if None not in point]
+        if not points:
+            return "<p>No finite predictions.</p>"
+        less = f'<p class="note">Every {step}th clip is drawn.</p>' if step > 1 else ""
+        return f'<div class="pair">{_scatter(points)}{_histogram(everything)}</div>{less}'
+
+    def clips(self, clips: Sequence[Sample]) -> str:
+        answers = self.report.get("golden") or {}
+        figures = []
+        for clip in clips:
+            image = ""
+            if clip.strip_png is not None:
+                data = base64.b64encode(clip.strip_png).decode()
+                image = f'<img src="data:image/png;base64,{data}" alt="Four frames of clip {esc(clip.id)}, first to last">'
+            wave = _waveform(clip) if clip.envelope else ""
+            said = ", ".join(
+                f"<code>{esc(name)}</code> {_answer(both.get('float'))} float, {_answer(both.get('artifact'))} INT8" for name, both in (answers.get(clip.id) or {}).items()
+            )
+            tags = ", ".join(f"{esc(k)} {esc(f'{v:g}' if isinstance(v, float) else v)}" for k, v in clip.tags.items())
+            figures.append(f'<figure class="clip">{image}{wave}<figcaption><strong>{esc(clip.id)}</strong> <small>{esc(clip.how)}</small><br>{said}<br><small>{tags}</small></figcaption></figure>')
+        return f'<div class="clips">{"".join(figures)}</div>' if figures else ""
+
+    def provenance(self) -> str:
+        p = self.report.get("provenance") or {}
+        data = self.report.get("data") or {}
+        facts = [("Held-out data", f"{esc(data.get('name', ''))}, {data.get('clips', 0)} clips, sha256 <code>{esc(data.get('sha256', ''))}</code>")] if data else []
+        boot = self.report.get("bootstrap") or {}
+        if boot:
+            facts.append(("Intervals", f"paired bootstrap over clips, {boot.get('resamples')} resamples, seed {boot.get('seed')}, percentile"))
+        for key, value in p.items():
+            if key == "recipe":
+                continue
+            if isinstance(value, Mapping):
+                value = ", ".join(f"{k} {v}" for k, v in value.items())
+            facts.append((str(key).replace("_", " ").capitalize(), f"<code>{esc(value)}</code>"))
+        if not facts:
+            return ""
+        listed = "".join(f"<div><dt>{esc(k)}</dt><dd>{v}</dd></div>" for k, v in facts)
+        recipe = f"<h3>Recipe</h3><pre tabindex='0'>{esc(p['recipe'], lines=True)}</pre>" if p.get("recipe") else ""
+        return f'<dl class="facts">{listed}</dl>{recipe}'
+
+    # numbers
+
+    def names(self) -> list[str]:
+        """The leading metric first."""
+        names = list(self.metrics.get("float", {}))
+        order = {name: i for i, name in enumerate(("mae", "f1", "corr", "acc2", "acc3", "acc5"))}
+        return sorted(names, key=lambda name: (name != self.lead, order.get(name, -1), name))
+
+    def label(self, name: str) -> str:
+        return {"mae": "MAE", "f1": "F1", "corr": "correlation", "int8_macs": "INT8 MACs"}.get(name, str(name).rpartition(":")[2].replace("_", " "))
+
+    def number(self, name: str, value: Any, signed: bool = False) -> str:
+        if value is None or not math.isfinite(value):
+            return '<span class="bad">not finite</span>'
+        if name == "int8_macs":
+            return f"{100 * value:.1f} %"
+        unit = self.info.get(name, {}).get("unit", "")
+        digits = 2 if unit in ("points", "%") else 4
+        text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+        return f"{text.replace('-', '−')}{' %' if unit == '%' and not signed else ''}"
+
+    def interval(self, name: str, band: Sequence[float | None] | None, signed: bool = False) -> str:
+        if not band or None in band:
+            return '<span class="ci">no interval</span>'
+        return f'<span class="ci">{self.number(name, band[0], signed).removesuffix(" %")} to {self.number(name, band[1], signed)}</span>'
+
+
+def _coverage_parts(coverage: Mapping[str, Any], key: str) -> list[tuple[str, float, float]]:
+    """(name, MACs, INT8 MACs) per engine or op, largest first."""
+    parts = []
+    for name, entry in (coverage.get(key) or {}).items():
+        if isinstance(entry, Mapping) and isinstance(entry.get("macs"), (int, float)):
+            parts.append((str(name), float(entry["macs"]), float(entry.get("int8_macs", 0))))
+    return sorted(parts, key=lambda part: -part[1])
+
+
+# charts: 360 units wide, so that their 12-unit text is 12 px on a phone
+
+_WIDTH = 360
+
+
+def _svg(height: float, title: str, description: str, body: str) -> str:
+    return (
+        f'<figure class="chart"><figcaption>{esc(title)}</figcaption><svg viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-label="{esc(title)}. {esc(description)}">{body}</svg></figure>'
+    )
+
+
+def _forest(rows: Sequence[tuple[str, float | None, float | None, float | None]], limits: Sequence[float], title: str, show: Callable[[float], str]) -> str:
+    """Points with intervals around zero, and the gates' limits as dashed lines."""
+    finite = [x for row in rows for x in row[1:] if x is not None] + list(limits) + [0.0]
+    low, high = min(finite), max(finite)
+    pad = (high - low) * 0.08 or 0.01
+    x = _scale(low - pad, high + pad, 74, _WIDTH - 12)
+    height = 34 * len(rows) + 50
+    body = [_axis_x(x, height - 34, _ticks(low - pad, high + pad, 4))]
+    body.append(f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="8" y2="{height - 34}"/>')
+    for limit in limits:
+        body.append(f'<line class="limit" x1="{x(limit):.1f}" x2="{x(limit):.1f}" y1="8" y2="{height - 34}"/><text class="limit" x="{x(limit) - 4:.1f}" y="{height - 4}" text-anchor="end">gate</text>')
+    for i, (name, value, left, right) in enumerate(rows):
+        y = 26 + 34 * i
+        body.append(f'<text x="66" y="{y + 4}" text-anchor="end">{esc(name)}</text>')
+        if value is None or left is None or right is None:
+            body.append(f'<text class="bad" x="{x(0) + 6:.1f}" y="{y + 4}">not finite</text>')
+            continue
+        tone = ("pruned", "artifact", "total")[i % 3]
+        body.append(f'<line class="whisker {tone}" x1="{x(left):.1f}" x2="{x(right):.1f}" y1="{y}" y2="{y}"/><circle class="dot {tone}" cx="{x(value):.1f}" cy="{y}" r="5"/>')
+    said = "; ".join(f"{name} {_strip_tags(show(v)) if v is not None else 'not finite'}" for name, v, *_ in rows)
+    return _svg(height, title, said, "".join(body))
+
+
+def _bars(slices: Sequence[Mapping[str, Any]], title: str, show: Callable[[float], str]) -> str:
+    """Float and INT8 per slice, with the interval of INT8."""
+    values = [s[k] for s in slices for k in ("float", "artifact", "high", "low") if s[k] is not None] + [0.0]
+    bottom, top = 190.0, max(values) or 1.0
+    y = _scale(min(values), top * 1.05, bottom, 12)
+    body = [_axis_y(y, _ticks(min(values), top, 4))]
+    step = (_WIDTH - 52) / len(slices)
+    width = min(22.0, step / 3)
+    for i, s in enumerate(slices):
+        centre = 48 + step * (i + 0.5)
+        for row, offset in (("float", -width), ("artifact", 0.0)):
+            if s[row] is not None:
+                edge, base = sorted((y(s[row]), y(0)))
+                body.append(f'<rect class="fill {row}" x="{centre + offset:.1f}" y="{edge:.1f}" width="{width - 1:.1f}" height="{max(base - edge, 0.5):.1f}"/>')
+        if s["low"] is not None and s["high"] is not None:
+            at = centre + width / 2
+            body.append(f'<line class="error" x1="{at:.1f}" x2="{at:.1f}" y1="{y(s["low"]):.1f}" y2="{y(s["high"]):.1f}"/>')
+        body.append(f'<text x="{centre:.1f}" y="{bottom + 16}" text-anchor="middle" class="small">{esc(str(s["value"])[:14])}</text><text x="{centre:.1f}" y="{bottom + 30}" text-anchor="middle" class="small faint">n {s["n"]}</text>')
+    body.append(_legend((("float", "Float"), ("artifact", "INT8, 95 % interval")), 236))
+    said = "; ".join(f"{s['value']}: {_strip_tags(show(s['float']))} float, {_strip_tags(show(s['artifact']))} INT8" for s in slices)
+    return _svg(244, title, said, "".join(body))
+
+
+def _coverage_chart(parts: Sequence[tuple[str, float, float]], title: str) -> str:
+    total = sum(macs for _, macs, _ in parts) or 1.0
+    parts = list(parts)[:12]
+    widest = parts[0][1] or 1.0
+    body = []
+    for i, (name, macs, int8) in enumerate(parts):
+        y = 6 + 40 * i
+        width = (_WIDTH - 8) * macs / widest
+        body.append(
+            f'<text x="0" y="{y + 10}">{esc(name[:24])}</text><text x="{_WIDTH}" y="{y + 10}" text-anchor="end" class="small faint">{100 * macs / total:.1f} % of MACs, {100 * int8 / macs if macs else 0:.0f} % INT8</text>'
+            f'<rect class="track" x="0" y="{y + 16}" width="{max(width, 1):.1f}" height="12" rx="2"/><rect class="fill artifact" x="0" y="{y + 16}" width="{width * int8 / macs if macs else 0:.1f}" height="12" rx="2"/>'
+        )
+    height = 40 * len(parts) + 26
+    body.append(_legend((("artifact", "INT8"), ("track", "float")), height - 8))
+    said = "; ".join(f"{name}: {100 * macs / total:.1f} % of MACs, {100 * int8 / macs if macs else 0:.0f} % of them INT8" for name, macs, int8 in parts)
+    return _svg(height, title, said, "".join(body))
+
+
+def _scatter(points: Sequence[tuple[float, float, float]]) -> str:
+    """Prediction over label, float and INT8."""
+    low = min(-1.0, *(min(p) for p in points))
+    high = max(1.0, *(max(p) for p in points))
+    x, y = _scale(low, high, 44, _WIDTH - 10), _scale(low, high, 300, 10)
+    ticks = _ticks(low, high, 4)
+    body = [_axis_x(x, 300, ticks), _axis_y(y, ticks), f'<line class="zero" x1="{x(low):.1f}" y1="{y(low):.1f}" x2="{x(high):.1f}" y2="{y(high):.1f}"/>']
+    for row, at in (("float", 1), ("artifact", 2)):
+        dots = "".join(f"M{x(p[0]):.1f} {y(p[at]):.1f}h0" for p in points)
+        body.append(f'<path class="points {row}" d="{dots}"/>')
+    body.append(_legend((("float", "Float"), ("artifact", "INT8")), 336))
+    return _svg(344, "Prediction over label", f"{len(points)} clips; the closer to the diagonal the better", "".join(body))
+
+
+def _histogram(points: Sequence[tuple[Any, Any, Any]], bins: int = 24) -> str:
+    """How large the errors are, and how far INT8 is from float."""
+    errors = {row: [p[at] - p[0] for p in points if None not in p] for row, at in (("float", 1), ("artifact", 2))}
+    edge = max((abs(e) for values in errors.values() for e in values), default=0.0) or 1.0
+    counts = {}
+    for row, values in errors.items():
+        counts[row] = [0] * bins
+        for e in values:
+            counts[row][min(bins - 1, int((e + edge) / (2 * edge) * bins))] += 1
+    top = max(max(c) for c in counts.values()) or 1
+    x, y = _scale(-edge, edge, 44, _WIDTH - 10), _scale(0, top * 1.05, 300, 10)
+    body = [_axis_x(x, 300, _ticks(-edge, edge, 4)), _axis_y(y, _ticks(0, top, 4))]
+    for row in ("float", "artifact"):
+        path = f"M{x(-edge):.1f} {y(0):.1f}"
+        for i, count in enumerate(counts[row]):
+            left, right = (-edge + 2 * edge * (i + k) / bins for k in (0, 1))
+            path += f"L{x(left):.1f} {y(count):.1f}L{x(right):.1f} {y(count):.1f}"
+        body.append(f'<path class="outline {row}" d="{path}L{x(edge):.1f} {y(0):.1f}"/>')
+    body.append(_legend((("float", "Float"), ("artifact", "INT8")), 336))
+    return _svg(344, "Error: prediction minus label", f"number of clips per error, from {-edge:.2f} to {edge:.2f}", "".join(body))
+
+
+def _waveform(clip: Sample) -> str:
+    step = _WIDTH / len(clip.envelope)
+    peak = max(max(-low, high) for low, high in clip.envelope) or 1.0
+    path = "".join(f"M{step * (i + 0.5):.1f} {24 - 22 * high / peak:.1f}V{24 - 22 * low / peak + 0.5:.1f}" for i, (low, high) in enumerate(clip.envelope))
+    return f'<svg class="wave" viewBox="0 0 {_WIDTH} 48" role="img" aria-label="Waveform of clip {esc(clip.id)}, {clip.seconds:.1f} seconds"><path d="{path}"/></svg>'
+
+
+def _scale(low: float, high: float, at_low: float, at_high: float) -> Callable[[float], float]:
+    span = (high - low) or 1.0
+    return lambda value: at_low + (value - low) / span * (at_high - at_low)
+
+
+def _ticks(low: float, high: float, about: int) -> list[float]:
+    """Round numbers from low to high."""
+    span = (high - low) or 1.0
+    raw = span / about
+    step = 10.0 ** math.floor(math.log10(raw))
+    step *= next(m for m in (1, 2, 5, 10) if m * step >= raw * 0.999)
+    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _tick_text(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−") if abs(value) > 1e-12 else "0"
+
+
+def _axis_x(x: Callable[[float], float], y: float, ticks: Sequence[float]) -> str:
+    return "".join(f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="8" y2="{y}"/><text class="small faint" x="{x(t):.1f}" y="{y + 15}" text-anchor="middle">{_tick_text(t)}</text>' for t in ticks)
+
+
+def _axis_y(y: Callable[[float], float], ticks: Sequence[float]) -> str:
+    return "".join(f'<line class="grid" x1="44" x2="{_WIDTH - 8}" y1="{y(t):.1f}" y2="{y(t):.1f}"/><text class="small faint" x="40" y="{y(t) + 4:.1f}" text-anchor="end">{_tick_text(t)}</text>' for t in ticks)
+
+
+def _legend(entries: Sequence[tuple[str, str]], y: float) -> str:
+    parts, x = [], 44.0
+    for tone, text in entries:
+        parts.append(f'<rect class="fill {tone}" x="{x}" y="{y - 9}" width="10" height="10" rx="2"/><text class="small" x="{x + 15}" y="{y}">{esc(text)}</text>')
+        x += 26 + 7 * len(text)
+    return "".join(parts)
+
+
+# tables and text
+
+
+def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> str:
+    """A table whose first column heads its rows; cells are HTML already. It scrolls sideways alone."""
+
+    def css(i: int) -> str:
+        return ' class="n"' if i in numeric else ""
+
+    top = "".join(f'<th scope="col"{css(i)}>{esc(h)}</th>' for i, h in enumerate(head))
+    body = "".join("<tr>" + "".join(f'<th scope="row">{c}</th>' if i == 0 else f"<td{css(i)}>{c}</td>" for i, c in enumerate(row)) + "</tr>" for row in rows)
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{esc(caption)}"><table><caption>{esc(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def esc(value: Any, lines: bool = False) -> str:
+    """Text for HTML. Control and direction-changing characters of untrusted names become visible marks."""
+    text = "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cf", "Cs") and not (lines and c in "\n\t") else c for c in str(value))
+    return html.escape(text, quote=True)
+
+
+def _strip_tags(text: str) -> str:
+    return "not finite" if text.startswith("<") else text
+
+
+def _times(sign: int, value: float | None) -> float | None:
+    return None if value is None else sign * value
+
+
+def _answer(value: Any) -> str:
+    if isinstance(value, (int, float)):
+        return f"{value:+.3f}".replace("-", "−")
+    return esc(", ".join(f"{v:+.3f}" for v in value)) if isinstance(value, list) and all(isinstance(v, (int, float)) for v in value) else "…"
+
+
+def _plain(value: float | None, digits: int = 3) -> str:
+    return '<span class="bad">not finite</span>' if value is None else f"{value:.{digits}g}".replace("-", "−")
+
+
+def _decibel(d: Mapping[str, Any]) -> str:
+    if d.get("sqnr_db") is not None:
+        return f"{d['sqnr_db']:.1f}".replace("-", "−")
+    return "equal" if d.get("max_abs") == 0 else '<span class="bad">not finite</span>'
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:.0f}"
+
+
+def _bytes(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value / 1e6:.2f} MB" if value >= 1e5 else f"{value / 1e3:.1f} kB"
+
+
+def _share(value: float | None, whole: float | None) -> str:
+    return f" <small>({100 * value / whole:.0f} %)</small>" if value is not None and whole else ""
+
+
+STYLE = """
+:root{--bg:#f7f7f5;--card:#fff;--ink:#1b1f24;--soft:#59626d;--line:#dcdfe3;--float:#5b6675;--pruned:#17728a;--artifact:#b84c10;--total:#6b3fa0;
+--good:#17703a;--good-bg:#e2f3e7;--bad:#b3261e;--bad-bg:#fbe6e4;--warn:#855600;--warn-bg:#fdf0d5;--info:#1c5fa8;--info-bg:#e3eefb;--track:#d9dde2;--link:#1c5fa8}
+@media(prefers-color-scheme:dark){:root{--bg:#14171b;--card:#1d2126;--ink:#e8eaed;--soft:#a3acb7;--line:#343a42;--float:#a7b1be;--pruned:#5cc0d8;--artifact:#f29a5f;--total:#c3a2f0;
+--good:#7bd99a;--good-bg:#173222;--bad:#ff9c93;--bad-bg:#3d1d1b;--warn:#f2c46d;--warn-bg:#382b10;--info:#8fc1ff;--info-bg:#182c45;--track:#3a414a;--link:#8fc1ff}}
+*{box-sizing:border-box}html{-webkit-text-size-adjust:100%}
+body{margin:0 auto;max-width:70rem;padding:1rem clamp(.9rem,3vw,2rem) 3rem;background:var(--bg);color:var(--ink);font:1rem/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+h1{font-size:1.7rem;line-height:1.2;margin:1rem 0 .3rem;overflow-wrap:anywhere}h1 small{font-size:1rem;font-weight:400;color:var(--soft)}
+h2{font-size:1.2rem;margin:2.2rem 0 .7rem;padding-top:.6rem;border-top:1px solid var(--line)}h3{font-size:1rem;margin:1.2rem 0 .4rem}
+small,.note{color:var(--soft);font-size:.85rem}.note{max-width:46rem}a{color:var(--link)}
+a:focus-visible,[tabindex]:focus-visible,summary:focus-visible{outline:3px solid var(--info);outline-offset:2px}
+code,pre{font-family:ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.84em;overflow-wrap:anywhere}
+.skip{position:absolute;left:-99rem}.skip:focus{left:1rem;top:.5rem;background:var(--card);padding:.5rem}
+.verdict{display:flex;gap:.8rem;align-items:center;margin:0;padding:.8rem 1rem;border-radius:.6rem;font-size:1.1rem;background:var(--info-bg);color:var(--info)}
+.verdict .mark{font-size:1.5rem;line-height:1;font-weight:700}.verdict.pass{background:var(--good-bg);color:var(--good)}.verdict.fail{background:var(--bad-bg);color:var(--bad)}.verdict.inconclusive{background:var(--warn-bg);color:var(--warn)}
+nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1rem;list-style:none;margin:.8rem 0 1.2rem;padding:0;font-size:.9rem}nav a{display:inline-block;padding:.25rem 0}
+.cards{display:grid;grid-template-columns:repeat(3,1fr);gap:.9rem;list-style:none;margin:0;padding:0}
+.card{background:var(--card);border:1px solid var(--line);border-top:4px solid var(--tone);border-radius:.6rem;padding:.8rem 1rem}.card h3{margin:0;color:var(--tone)}
+.card.float{--tone:var(--float)}.card.pruned{--tone:var(--pruned)}.card.artifact{--tone:var(--artifact)}
+.big{font-size:1.9rem;font-weight:650;margin:.2rem 0 0;line-height:1.1;font-variant-numeric:tabular-nums}.unit{font-size:.9rem;font-weight:400;color:var(--soft);margin-left:.4rem}.card .ci{margin:.1rem 0 .6rem}
+dl{margin:0}.card dl div{display:flex;justify-content:space-between;gap:.5rem;font-size:.88rem;border-top:1px solid var(--line);padding:.22rem 0}dt{color:var(--soft)}dd{margin:0;font-variant-numeric:tabular-nums;text-align:right}
+.ci{color:var(--soft);font-size:.82rem;white-space:nowrap}.bad{color:var(--bad);font-weight:600;fill:var(--bad)}
+.scroll{overflow-x:auto;margin:.4rem 0 1rem;min-width:0}table{border-collapse:collapse;width:100%;font-size:.9rem;background:var(--card);border:1px solid var(--line)}
+caption{text-align:left;color:var(--soft);font-size:.85rem;padding:0 0 .3rem}th,td{padding:.38rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+thead th{font-weight:600;color:var(--soft);white-space:nowrap}tbody th{font-weight:500}td code,th code{overflow-wrap:normal}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.n .ci{display:block}.chip{white-space:nowrap;border-radius:1rem;padding:.1rem .6rem;font-weight:600}.chip.pass{background:var(--good-bg);color:var(--good)}.chip.fail{background:var(--bad-bg);color:var(--bad)}.chip.inconclusive{background:var(--warn-bg);color:var(--warn)}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1rem;align-items:start}
+figure{margin:0;min-width:0}.chart{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem;max-width:34rem}.chart figcaption{font-weight:600;font-size:.9rem;margin-bottom:.4rem}
+svg{display:block;width:100%;height:auto}svg text{font-size:12px;fill:var(--ink);font-family:inherit}svg text.small{font-size:11px}svg text.faint{fill:var(--soft)}
+.float{--c:var(--float)}.pruned{--c:var(--pruned)}.artifact{--c:var(--artifact)}.total{--c:var(--total)}.track{--c:var(--track)}
+.fill,.dot,rect.track{fill:var(--c)}.whisker{stroke:var(--c);stroke-width:4;stroke-linecap:round;opacity:.55}.error{stroke:var(--ink);stroke-width:1.5}
+.grid{stroke:var(--line)}.zero{stroke:var(--soft)}line.limit{stroke:var(--bad);stroke-dasharray:4 3;stroke-width:1.5}svg text.limit{fill:var(--bad);font-size:11px}
+.points{stroke:var(--c);stroke-width:4.5;stroke-linecap:round;opacity:.45;fill:none}.outline{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}.outline.artifact{stroke-dasharray:5 2}
+.clips{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr));gap:1rem}.clip{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem;font-size:.9rem;overflow-wrap:anywhere}
+.clip img{width:100%;height:auto;border-radius:.3rem;display:block;image-rendering:auto}.wave{margin:.4rem 0}.wave path{stroke:var(--pruned);stroke-width:1.4;fill:none}
+.facts div{display:grid;grid-template-columns:minmax(8rem,13rem) 1fr;gap:.3rem 1rem;padding:.3rem 0;border-bottom:1px solid var(--line);font-size:.9rem}.facts dd{text-align:left;min-width:0;overflow-wrap:anywhere}
+pre{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.8rem;overflow-x:auto;overflow-wrap:normal}details{margin:.6rem 0}summary{cursor:pointer;padding:.3rem 0}footer{margin-top:3rem;color:var(--soft);font-size:.85rem}
+@media(max-width:44rem){.cards{grid-template-columns:1fr}.facts div{grid-template-columns:1fr}body{padding-top:.7rem}}
+@media print{body{max-width:none}nav,.skip{display:none}section{break-inside:avoid}}
+"""

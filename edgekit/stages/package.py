@@ -1,0 +1,326 @@
+"""package: judge the gates and put together what is delivered.
+
+Runs no model and imports no torch, so that a changed gate takes seconds. A gate that is missed
+or cannot be decided leaves the report and nothing that could be flashed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import edgekit
+from edgekit import report as html
+from edgekit.artifact import Source, directory_digest, tree
+from edgekit.bundle import MANIFEST, file_table
+from edgekit.datasets import open_dataset
+from edgekit.errors import RecipeError
+from edgekit.formats import read_json, write_json
+from edgekit.stages import Job
+
+if TYPE_CHECKING:
+    from edgekit.recipe import Recipe
+    from edgekit.target import Target
+
+NEEDS = ("export", "verify", "reference", "prune")
+SEMANTICS = 1
+TOOLS = ("safetensors",)
+
+BUILT_WITH = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "torch-pruning", "numpy", "safetensors")
+LINK_BYTES = 1 << 20
+NOT_STATED = "not stated"
+
+Row = dict[str, Any]
+
+
+def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Source]]:
+    spec = {
+        "name": recipe.name,
+        "gates": recipe.section("gates") or {},
+        # As edgekit understood it, overrides included; comments and spelling change no bundle.
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        "target": {"name": target.name, "description": target.description, "build_on": target.build_on, "runtime": target.runtime.model_dump(mode="json")},
+        "versions": {"edgekit": edgekit.__version__, **{tool: v for tool in BUILT_WITH if (v := _version(tool)) is not None}},
+    }
+    data = open_dataset(recipe.calibrate.data, "calibration", recipe.calibrate.clips, recipe.dir, recipe.cache_root)
+    return spec, {"calibration": cast(Source, data)}
+
+
+def run(job: Job) -> None:
+    from safetensors.numpy import load_file
+
+    # Imported here: it needs numpy, and a plan must not.
+    from edgekit import preprocess as definition
+
+    spec, bundle = job.spec, job.out / "bundle"
+    measured = read_json(job.inputs["verify"] / "report.json")
+    reference = read_json(job.inputs["reference"] / "reference.json")
+    model = read_json(job.inputs["prune"] / "model.json")
+    gates = judge(spec["gates"], measured)
+    stages = {name: directory_digest(path) for name, path in sorted(job.inputs.items())}
+    calibration = {"name": spec["recipe"]["calibrate"]["data"], "split": "calibration", "clips": spec["recipe"]["calibrate"].get("clips"), "sha256": job.files["calibration"].digest()}
+    provenance = model.get("provenance", {})
+    recipe = _yaml(spec["recipe"])
+    report = {
+        **measured,
+        "name": spec["name"],
+        "target": spec["target"],
+        "verdict": verdict_of(gates, spec["target"]["build_on"]),
+        "gates": gates,
+        "provenance": {
+            "checkpoint": provenance.get("checkpoint_sha256", NOT_STATED),
+            "calibration_data": f"{calibration['name']}, {calibration['clips']} clips, sha256 {calibration['sha256']}",
+            "versions": spec["versions"],
+            "stages": stages,
+            "recipe": recipe,
+        },
+    }
+    bundle.mkdir()
+    golden_path = job.inputs["reference"] / "golden.safetensors"
+    write_json(bundle / "report.json", report)
+    (bundle / "report.html").write_text(html.render(report, html.samples(load_file(golden_path), reference["golden"])), encoding="utf-8")
+    if report["verdict"] not in ("pass", "pending-device"):
+        return
+
+    for name in tree(job.inputs["export"]):
+        _place(job.inputs["export"] / name, bundle / name)
+    _place(golden_path, bundle / "golden.safetensors")
+    preprocess = read_json(bundle / "preprocess.json")
+    (bundle / "PREPROCESS.txt").write_text(definition.__doc__ or "", encoding="utf-8")
+    write_json(bundle / "golden.json", _golden(reference, measured, preprocess))
+    (bundle / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    licences = _licences(spec, model, reference, calibration)
+    write_json(bundle / "licences.json", licences)
+    (bundle / "LICENSES.md").write_text(_licences_text(licences), encoding="utf-8")
+    (bundle / "README.txt").write_text(_readme(report, read_json(bundle / "flow.json"), read_json(bundle / "io.json"), model), encoding="utf-8")
+    sums = file_table(bundle)
+    (bundle / "SHA256SUMS").write_text("".join(f"{entry['sha256']}  {name}\n" for name, entry in sums.items()), encoding="utf-8")
+    write_json(
+        bundle / MANIFEST,
+        {
+            "schema": 1,
+            "name": spec["name"],
+            "target": spec["target"],
+            "verdict": report["verdict"],
+            "measured_on": report["measured_on"],
+            "model": {key: model.get(key) for key in ("model", "config_name", "pruned", "parameters", "macs")},
+            "versions": spec["versions"],
+            "stages": stages,
+            "recipe": spec["recipe"],
+            "data": {"calibration": calibration, "verify": reference["data"]},
+            "provenance": provenance,
+            "files": file_table(bundle),
+        },
+    )
+
+
+# gates
+
+
+def judge(gates: Mapping[str, Mapping[str, float]], report: Mapping[str, Any]) -> list[Row]:
+    """Every limit of every gate against the report.
+
+    Returns:
+        rows `{name, metric, kind, limit, value, low, high, verdict, pass}`. A gate passes when the
+        bad end of its interval is within the limit, fails when the value itself is beyond it or is
+        not a number, and is inconclusive in between.
+
+    Raises:
+        RecipeError: the report has no such metric.
+    """
+    return [_judge(name, kind, limit, report) for name, limits in sorted(gates.items()) for kind, limit in sorted(limits.items())]
+
+
+def _judge(name: str, kind: str, limit: float, report: Mapping[str, Any]) -> Row:
+    value, low, high = _measured(name, kind, report)
+    at_most = kind != "min"
+    bad_end = high if at_most else low
+    # Written so that a null, which was NaN, is never within.
+    is_within = value is not None and (value <= limit if at_most else value >= limit)
+    is_sure = is_within and bad_end is not None and (bad_end <= limit if at_most else bad_end >= limit)
+    verdict = "pass" if is_sure else "inconclusive" if is_within else "fail"
+    return {"name": name, "metric": name, "kind": kind, "limit": limit, "value": value, "low": low, "high": high, "verdict": verdict, "pass": is_sure}
+
+
+def _measured(name: str, kind: str, report: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
+    """(value, low, high) that a limit is about: the artifact's own value, or its change against the original."""
+    if name == "int8_macs":
+        share = report["coverage"]["int8_macs"]
+        return share, share, share
+    if name not in report["metrics"]["artifact"]:
+        raise RecipeError(f"gate `{name}`: the report has no such metric", f"it has: {', '.join(report['metrics']['artifact'])}, int8_macs")
+    if kind in ("min", "max"):
+        low, high = report["intervals"]["artifact"][name]
+        return report["metrics"]["artifact"][name], low, high
+    change = report["drops"]["total"][name]
+    value, low, high = (change[key] for key in ("value", "low", "high"))
+    if kind == "max_increase":
+        return value, low, high
+    return tuple(None if x is None else 0.0 - x for x in (value, high, low))  # 0.0 - x: no minus zero
+
+
+def verdict_of(gates: list[Row], build_on: str) -> str:
+    """`fail | inconclusive | pending-device | pass`, the worst gate first."""
+    for verdict in ("fail", "inconclusive"):
+        if any(gate["verdict"] == verdict for gate in gates):
+            return verdict
+    return "pending-device" if build_on == "device" else "pass"
+
+
+# contents
+
+
+def _place(source: Path, target: Path) -> None:
+    """Put a file into the bundle; a large one shares its bytes with the cache, which holds it read-only anyway."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.stat().st_size >= LINK_BYTES:
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            pass  # another disk, or no links here
+    shutil.copyfile(source, target)
+    target.chmod(0o755 if source.stat().st_mode & 0o100 or source.suffix == ".sh" else 0o644)
+
+
+def _golden(reference: Row, report: Row, preprocess: Row) -> Row:
+    """What golden.safetensors holds, the answers to expect, and how close the device must come."""
+    tolerance = {}
+    if "video" in preprocess:
+        # Pixels reach 255 before the mean goes off: a fused multiply-add moves a few float32 steps of 1.5e-5.
+        tolerance["video"] = 1e-4 / min(preprocess["video"]["std"])
+    if "audio" in preprocess:
+        tolerance["wave"] = 1e-4
+    return {
+        "tensors": "golden.safetensors",
+        "keys": ["<clip>/raw/frames uint8 [n, h, w, 3] RGB", "<clip>/raw/audio int16 [samples]", "<clip>/input/<name>", "<clip>/output/<name> of the pruned float model", "<clip>/state/<engine>/<name> [steps, ...]"],
+        "clips": reference["golden"],
+        "preprocess_max_abs": tolerance,
+        "answers": report["golden"],
+        "parity": report["parity"],
+    }
+
+
+def _licences(spec: Row, model: Row, reference: Row, calibration: Row) -> list[Row]:
+    training = model.get("provenance", {}).get("training")
+    stated = (training.get("licence") or training.get("license")) if isinstance(training, dict) else None
+    data = reference["data"]
+    return [
+        {"part": "engines/", "what": f"weights of {model.get('model')}/{model.get('config_name')}, converted from the checkpoint in manifest.json", "licence": stated or NOT_STATED, "shipped": True},
+        {"part": "golden.safetensors, report.html", "what": f"clips of the data set {data['name']}", "licence": data.get("licence") or NOT_STATED, "shipped": True},
+        {"part": "everything else", "what": f"written by edgekit {spec['versions']['edgekit']}", "licence": _own_licence(), "shipped": True},
+        *({"part": tool, "what": f"{tool} {version}, used to build, no code of it is in here", "licence": _licence_of(tool), "shipped": False} for tool, version in sorted(spec["versions"].items()) if tool != "edgekit"),
+    ]
+
+
+def _licences_text(licences: list[Row]) -> str:
+    lines = ["# Licences", "", "What is in this bundle, and under which terms. `not stated` means that the", "checkpoint or data set came without a word on it: ask its owner before you ship.", ""]
+    lines += ["| part | what | licence |", "|---|---|---|"]
+    lines += [f"| {_cell(row['part'])} | {_cell(row['what'])} | {_cell(row['licence'])} |" for row in licences if row["shipped"]]
+    lines += ["", "Used to build it, not shipped:", "", "| tool | licence |", "|---|---|"]
+    lines += [f"| {_cell(row['what'].split(',')[0])} | {_cell(row['licence'])} |" for row in licences if not row["shipped"]]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: object) -> str:
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _licence_of(distribution: str) -> str:
+    """What a distribution says of itself, in one line."""
+    try:
+        metadata = importlib.metadata.metadata(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return NOT_STATED
+    classifiers = [c.rpartition(" :: ")[2] for c in metadata.get_all("Classifier") or [] if c.startswith("License ::")]
+    text = metadata.get("License-Expression") or (", ".join(classifiers)) or (metadata.get("License") or "").strip().partition("\n")[0]
+    return text[:120] or NOT_STATED
+
+
+def _own_licence() -> str:
+    licence = _licence_of("edgekit")
+    return "edgekit's own, see its repository" if licence == NOT_STATED else licence
+
+
+def _yaml(recipe: Row) -> str:
+    import yaml
+
+    return "# as edgekit understood it, overrides included\n" + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _readme(report: Row, flow: Row, io: Row, model: Row) -> str:
+    target = report["target"]
+    runtime = f"{target['runtime']['name']} {target['runtime']['version']}"
+    verdict = {"pass": "PASS: every gate holds.", "pending-device": "PENDING DEVICE: every gate holds in simulation on the build machine. Nothing has run on the device yet."}[report["verdict"]]
+    lead = report["lead"]
+    scores = ", ".join(f"{row} {report['metrics'][key][lead]:.4g}" for row, key in (("float", "float"), ("pruned", "pruned"), ("INT8", "artifact")))
+    steps = "\n".join(_step(number, step, io, flow) for number, step in enumerate(flow["steps"], start=1))
+    rates = "".join(f"   - {engine} runs at {hz:.4g} Hz\n" for engine, hz in (flow.get("rates_hz") or {}).items())
+    states = "".join(
+        f"   - {engine} keeps a state: feed output `{pair['out']}` back into `{pair['in']}` {pair['shape']}, {pair['init']:g} at the start of a window\n"
+        for engine, pairs in (flow.get("states") or {}).items()
+        for pair in pairs
+    )
+    build = (
+        f"2. Build the engines, on the device ({runtime}):\n       sh build.sh\n   It stops if the calibration cache is missing or not used. Engines are tied to this very\n   device and library version: build them again after an update of either."
+        if target["build_on"] == "device"
+        else "2. The engines in engines/ are ready to load."
+    )
+    return f"""{report["name"]}: {model.get("model")}/{model.get("config_name")} in INT8 for {target["description"] or target["name"]}
+
+{verdict}
+{lead} on {report["n"]} held-out clips ({report["measured_on"]}): {scores}. See report.html.
+
+1. Check that the files arrived whole:
+       sha256sum -c SHA256SUMS
+{build}
+3. Preprocess exactly as preprocess.json says; PREPROCESS.txt defines each of its words so
+   that it can be written in C. A wrong resize or padding costs more accuracy than INT8.
+   golden.safetensors holds raw clips and the tensors they must become. Two of the clips are
+   not of the model's own frame size and length on purpose: test with every one.
+   golden.json says how close is close enough (preprocess_max_abs).
+4. Run one window in this order; all engine tensors are float32 with batch 1 in front:
+{steps}
+{rates}{states}5. Compare the outputs with golden.json: `answers` has, per golden clip, the float model's and
+   the simulated INT8 artifact's output. The device computes the float layers in other
+   precisions and orders, so expect the simulated values only up to the size of
+   `parity.max_abs` in report.json.
+
+golden.safetensors: 8 bytes little-endian header length, a JSON header
+{{name: {{dtype, shape, data_offsets}}}}, then the tensors, little-endian, row-major.
+
+Files
+  manifest.json      every file with sha256 and size, versions, recipe, data, provenance
+  report.json/.html  accuracy, parity, coverage, gates
+  flow.json io.json  the order above; names, shapes, units of all tensors
+  coverage.json      which layers are declared INT8, and why the others are not
+  recipe.yaml        what this was built from
+  LICENSES.md        terms of weights and clips
+The device writes only below result/; nothing else in here should ever change.
+"""
+
+
+def _step(number: int, step: Row, io: Row, flow: Row) -> str:
+    engine = io["engines"].get(step["engine"], {})
+    shapes = {tensor["name"]: tensor["shape"] for tensor in (*engine.get("inputs", []), *engine.get("outputs", []))}
+    lines = [f"   {number}. {step['engine']}"]
+    for port, tensor in step.get("each", {}).items():
+        lines.append(f"        in  {port} {shapes.get(port, '')} <- {tensor}[i], once for every i")
+    for port, tensor in step.get("feed", {}).items():
+        lines.append(f"        in  {port} {shapes.get(port, '')} <- {tensor}")
+    for port, tensor in step.get("stack", {}).items():
+        lines.append(f"        out {port} {shapes.get(port, '')} -> {tensor}[i]")
+    for port, tensor in step.get("give", {}).items():
+        lines.append(f"        out {port} {shapes.get(port, '')} -> {tensor}{'  (result)' if tensor in flow['outputs'] else ''}")
+    return "\n".join(lines)

@@ -1,0 +1,222 @@
+"""reference: what the float model says on every held-out clip, before and after pruning.
+
+Once for all targets: parity is measured against the pruned predictions, accuracy drops against
+the original ones. It also keeps the golden clips, raw and preprocessed, which the device checks
+its own preprocessing and engines with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from edgekit.artifact import Source, hash_file
+from edgekit.datasets import Clip, Dataset, metrics_of, open_dataset
+from edgekit.errors import CheckpointError, DataError
+from edgekit.formats import Engine, write_json
+from edgekit.progress import note, track
+from edgekit.stages import Job
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekit.float_model import FloatModel
+    from edgekit.recipe import Recipe
+    from edgekit.target import Target
+
+NEEDS = ("load", "prune")
+SEMANTICS = 1
+TOOLS = ("torch", "transformers", "numpy")
+
+DEFAULT_METRICS = ("mae", "f1", "corr")
+PREDICTIONS, GOLDEN, REFERENCE = "predictions.safetensors", "golden.safetensors", "reference.json"
+
+Arrays = dict[str, "np.ndarray"]
+
+
+def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Source]]:
+    data = open_dataset(recipe.verify.data, "test", recipe.verify.clips, recipe.dir, recipe.cache_root)
+    if len(data.ids) < 2:
+        raise DataError(f"{recipe.where('verify')}: {len(data.ids)} clip to verify on, an interval needs at least 2", "raise `verify.clips`")
+    # The metrics are the data set's own word, but not part of its content's digest.
+    return {"data": recipe.verify.data, "metrics": list(data.metrics or DEFAULT_METRICS)}, {"data": cast(Source, data)}
+
+
+def run(job: Job) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    # Imported here: it needs numpy, and a plan of a warm cache must not.
+    from edgekit.float_model import FloatModel
+    from edgekit.preprocess import preprocess
+
+    data = cast(Dataset, job.files["data"])
+    original, pruned = FloatModel.open(job.inputs["load"]), FloatModel.open(job.inputs["prune"])
+    is_pruned = hash_file(job.inputs["load"] / "model.safetensors") != hash_file(job.inputs["prune"] / "model.safetensors")
+    if not is_pruned:
+        note("nothing was pruned: the float model runs once")
+    models = {"pruned": pruned, **({"original": original} if is_pruned else {})}
+    sessions = {name: _sessions(model) for name, model in models.items()}
+
+    rows: dict[str, list] = {}
+    tags = []
+    for clip_id in track(data.ids, "float reference"):
+        clip = data.clip(clip_id)
+        inputs = preprocess(pruned.preprocess, clip)
+        for name, model in models.items():
+            for output, value in _predict(model, sessions[name], inputs, clip_id, name).items():
+                rows.setdefault(f"{name}/{output}", []).append(value)
+        for output in pruned.flow["outputs"]:
+            rows.setdefault(f"label/{output}", []).append(clip.labels.get(output, np.nan))
+        tags.append(dict(clip.tags))
+    predictions = {key: np.asarray(values, np.float32) for key, values in rows.items()}
+    if not is_pruned:
+        predictions |= {key.replace("pruned/", "original/", 1): value for key, value in predictions.items() if key.startswith("pruned/")}
+
+    primary = pruned.flow["primary"]
+    unlabelled = [i for i, value in zip(data.ids, predictions[f"label/{primary}"], strict=True) if not np.isfinite(value)]
+    if unlabelled:
+        raise DataError(
+            f"{data.source}: clip {unlabelled[0]} has no label `{primary}`, nor have {len(unlabelled) - 1} others",
+            "the metrics are taken on the model's primary output, so every test clip needs its label",
+        )
+    # Other outputs are scored only where every clip has a label for them.
+    predictions = {key: value for key, value in predictions.items() if not (key.startswith("label/") and np.isnan(value).any())}
+
+    golden, described = _golden(pruned, sessions["pruned"], data, predictions[f"label/{primary}"])
+    save_file(predictions, job.out / PREDICTIONS)
+    save_file(golden, job.out / GOLDEN)
+    score = metrics_of(data) if data.metrics else _default_metrics()
+    write_json(
+        job.out / REFERENCE,
+        {
+            "data": {"name": job.spec["data"], "split": "test", "clips": len(data.ids), "sha256": data.digest(), "licence": getattr(data, "licence", None)},
+            "ids": list(data.ids),
+            "tags": tags,
+            "primary": primary,
+            "outputs": list(pruned.flow["outputs"]),
+            "is_pruned": is_pruned,
+            "metrics": {
+                row: {name: metric(predictions[f"label/{primary}"], predictions[f"{key}/{primary}"]) for name, metric in score.items()}
+                for row, key in (("float", "original"), ("pruned", "pruned"))
+            },
+            "models": {"float": _size(original), "pruned": _size(pruned)},
+            "golden": described,
+        },
+    )
+
+
+def _default_metrics() -> dict[str, Any]:
+    from edgekit.metrics import METRICS
+
+    return {name: METRICS[name] for name in DEFAULT_METRICS}
+
+
+def _sessions(model: FloatModel) -> dict[str, Any]:
+    return {engine.name: _torch_session(engine) for engine in model.engines()}
+
+
+def _torch_session(engine: Engine) -> Any:
+    """A torch engine called as flow.py calls sessions: {input: array} -> {output: array}."""
+    import numpy as np
+    import torch
+
+    def call(feeds: Mapping[str, np.ndarray]) -> Arrays:
+        with torch.inference_mode():
+            tensors = engine.module(*(torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in engine.inputs))
+        return {name: tensor.numpy() for name, tensor in zip(engine.outputs, tensors, strict=True)}
+
+    return call
+
+
+def _predict(model: FloatModel, sessions: dict[str, Any], inputs: Arrays, clip_id: str, name: str) -> Arrays:
+    import numpy as np
+
+    from edgekit.flow import run_flow
+
+    outputs = run_flow(model.flow, sessions, inputs)
+    for output, value in outputs.items():
+        if not np.isfinite(value).all():
+            raise CheckpointError(
+                f"the {name} float model gives {value.reshape(-1)[~np.isfinite(value.reshape(-1))][0]} in `{output}` on clip {clip_id}",
+                "a float model that is not finite cannot be a reference; check its weights and the training",
+            )
+    return outputs
+
+
+def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: np.ndarray) -> tuple[Arrays, list[dict[str, Any]]]:
+    """The clips with the lowest and the highest label, and each once more in another raw format.
+
+    A device that got its resize, frame choice, padding or truncation wrong may still pass on clips
+    that are already of the model's size, so the other two are cut to odd sizes and lengths.
+
+    Returns:
+        tensors by "<clip>/raw/frames", "<clip>/raw/audio", "<clip>/input/<name>", "<clip>/output/<name>"
+        and "<clip>/state/<engine>/<name>" [steps, ...]; and what each clip is.
+    """
+    import numpy as np
+
+    from edgekit.flow import run_flow
+    from edgekit.preprocess import preprocess
+
+    low, high = data.clip(data.ids[int(np.argmin(labels))]), data.clip(data.ids[int(np.argmax(labels))])
+    tensors: Arrays = {}
+    described = []
+    for clip, parent, how in (
+        (low, None, "as recorded"),
+        (high, None, "as recorded"),
+        (_shorter(low), low.id, "cropped to an odd size, fewer frames, less audio than the window: exercises resize, repeats and padding"),
+        (_longer(high), high.id, "stretched to another aspect, more frames, more audio than the window: exercises resize, choice and truncation"),
+    ):
+        if any(known["id"] == clip.id for known in described):
+            continue  # one clip may be both lowest and highest
+        states: dict[str, list] = {}
+        pairs = model.flow.get("states", {})
+
+        def keep(engine: str, feeds: Any, outputs: Any, states: dict = states) -> None:
+            for pair in pairs.get(engine, []):
+                states.setdefault(f"{engine}/{pair['out']}", []).append(np.array(outputs[pair["out"]]))
+
+        inputs = preprocess(model.preprocess, clip)
+        outputs = run_flow(model.flow, sessions, inputs, tap=keep)
+        raw = {"frames": clip.frames} if "video" in model.preprocess else {}
+        raw |= {"audio": clip.audio} if "audio" in model.preprocess else {}
+        for kind, values in (("raw", raw), ("input", inputs), ("output", outputs), ("state", {k: np.stack(v) for k, v in states.items()})):
+            tensors |= {f"{clip.id}/{kind}/{name}": np.ascontiguousarray(value) for name, value in values.items()}
+        described.append(
+            {
+                "id": clip.id,
+                "derived_from": parent,
+                "how": how,
+                "fps": float(clip.fps),
+                "sample_rate_hz": int(clip.sample_rate_hz),
+                "raw": {name: list(value.shape) for name, value in raw.items()},
+                "labels": {name: float(value) for name, value in clip.labels.items()},
+                "tags": dict(clip.tags),
+            }
+        )
+    return tensors, described
+
+
+def _shorter(clip: Clip) -> Clip:
+    n, height, width = clip.frames.shape[:3]
+    top, left = height // 5, width // 9
+    frames = clip.frames[: max(1, 2 * n // 3), top : max(top + 1, height - 2), left : max(left + 1, width - 1)]
+    return Clip(f"{clip.id}~shorter", frames.copy(), clip.fps, clip.audio[: max(1, 61 * len(clip.audio) // 100)].copy(), clip.sample_rate_hz, clip.labels, clip.tags)
+
+
+def _longer(clip: Clip) -> Clip:
+    import numpy as np
+
+    n, height, width = clip.frames.shape[:3]
+    rows = np.arange(3 * height // 2 + 1) * height // (3 * height // 2 + 1)
+    columns = np.arange(5 * width // 4 + 1) * width // (5 * width // 4 + 1)
+    frames = np.concatenate([clip.frames, clip.frames[-(n // 4 + 1) :][::-1]])[:, rows][:, :, columns]
+    audio = np.concatenate([clip.audio, clip.audio[: len(clip.audio) // 3 + 1]])
+    return Clip(f"{clip.id}~longer", np.ascontiguousarray(frames), clip.fps, audio, clip.sample_rate_hz, clip.labels, clip.tags)
+
+
+def _size(model: FloatModel) -> dict[str, Any]:
+    path: Path = model.directory / "model.safetensors"
+    return {"parameters": model.meta["parameters"], "macs": model.meta["macs"], "bytes": path.stat().st_size}

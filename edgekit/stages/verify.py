@@ -1,0 +1,371 @@
+"""verify: what pruning and INT8 cost on held-out clips, measured and always written down.
+
+The artifact runs through ONNX Runtime with exactly the target's numbers, which is a simulation:
+`measured_on: host-simulated`. Parity is against the pruned float model (what conversion broke),
+drops are against the original (what it cost in all). Gates are not judged here and not in the
+key, so a changed gate never runs a model again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from edgekit.artifact import Source
+from edgekit.datasets import Dataset, metrics_of, open_dataset
+from edgekit.errors import DataError
+from edgekit.formats import read_json, write_json
+from edgekit.progress import track
+from edgekit.stages import Job
+from edgekit.stages.reference import DEFAULT_METRICS, GOLDEN, PREDICTIONS, REFERENCE
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekit.compare import Difference
+    from edgekit.metrics import Metric
+    from edgekit.recipe import Recipe
+    from edgekit.target import Target
+
+NEEDS = ("reference", "export", "quantize")
+SEMANTICS = 1
+TOOLS = ("onnxruntime", "onnx", "numpy")
+
+RESAMPLES, SEED = 2000, 0
+WORST_LAYERS = 12
+SNR_BIN_DB = 5
+MAX_VALUES = 8  # a tag with more values than this is no slice, such as a clip's sentence
+
+Row = dict[str, Any]
+
+
+def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Source]]:
+    data = open_dataset(recipe.verify.data, "test", recipe.verify.clips, recipe.dir, recipe.cache_root)
+    spec = {"metrics": list(data.metrics or DEFAULT_METRICS), "resamples": RESAMPLES, "seed": SEED}
+    return spec, {"data": cast(Source, data)}
+
+
+def run(job: Job) -> None:
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    # They need numpy, which a plan of a warm cache must not load.
+    from edgekit import report as html
+
+    data = cast(Dataset, job.files["data"])
+    reference = read_json(job.inputs["reference"] / REFERENCE)
+    want = load_file(job.inputs["reference"] / PREDICTIONS)
+    golden = load_file(job.inputs["reference"] / GOLDEN)
+    flow = read_json(job.inputs["export"] / "flow.json")
+    if list(data.ids) != reference["ids"]:
+        raise DataError(f"{data.source}: other clips than the float reference ran on", "run the build again")
+
+    got = _run_artifact(job, flow, data)
+    artifact_golden, engines, layers = _look_inside(job, flow, golden, reference["golden"])
+    primary = flow["primary"]
+    labels = want[f"label/{primary}"]
+    rows = {"float": want[f"original/{primary}"], "pruned": want[f"pruned/{primary}"], "artifact": got[primary]}
+    scores = _scores(data, labels)
+    judge = _Judge(labels, job.spec["resamples"], job.spec["seed"])
+    sizes = _sizes(reference["models"], job.inputs)
+    report = {
+        "schema": 1,
+        "measured_on": "host-simulated",
+        "n": len(data.ids),
+        "primary": primary,
+        "lead": next(iter(scores)),  # the data set's first metric; JSON objects are written sorted
+        "data": reference["data"],
+        "is_pruned": reference["is_pruned"],
+        "metrics": {row: {name: metric(labels, values) for name, metric in scores.items()} for row, values in rows.items()},
+        "intervals": {row: {name: judge.interval(metric, values) for name, metric in scores.items()} for row, values in rows.items()},
+        "drops": {
+            "prune_cost": {name: judge.change(metric, rows["float"], rows["pruned"]) for name, metric in scores.items()},
+            "int8_cost": {name: judge.change(metric, rows["pruned"], rows["artifact"]) for name, metric in scores.items()},
+            "total": {name: judge.change(metric, rows["float"], rows["artifact"]) for name, metric in scores.items()},
+        },
+        "bootstrap": {"resamples": job.spec["resamples"], "seed": job.spec["seed"], "level": 0.95, "paired_over": "clips"},
+        "metric_info": {name: {"unit": m.unit, "direction": m.direction, "title": m.title} for name, m in scores.items()},
+        "other_outputs": _other_outputs(flow, want, got, scores),
+        "parity": _parity(flow, want, got, data.ids),
+        "engines": engines,
+        "layers": layers,
+        "coverage": _coverage(read_json(job.inputs["export"] / "coverage.json")),
+        "sizes": sizes,
+        "slices": _slices(reference["tags"], next(iter(scores.values())), labels, rows, judge),
+        "predictions": {"ids": list(data.ids), "label": labels.tolist(), **{row: values.tolist() for row, values in rows.items()}},
+        "golden": artifact_golden,
+    }
+    report = finite(report)
+    write_json(job.out / "report.json", report)
+    (job.out / "report.html").write_text(html.render(report, html.samples(golden, reference["golden"])), encoding="utf-8")
+
+
+def _run_artifact(job: Job, flow: dict[str, Any], data: Dataset) -> dict[str, np.ndarray]:
+    """{output: [clips, ...]} of the host-simulated artifact on every held-out clip."""
+    import numpy as np
+
+    from edgekit.backends import onnxruntime
+    from edgekit.flow import run_flow
+    from edgekit.preprocess import preprocess
+
+    spec = read_json(job.inputs["export"] / "preprocess.json")
+    sessions = {engine: onnxruntime.open(_graph(job, engine, "qdq")) for engine in _engines(flow)}
+    rows: dict[str, list] = {name: [] for name in flow["outputs"]}
+    for clip_id in track(data.ids, "artifact, host-simulated"):
+        for name, value in run_flow(flow, sessions, preprocess(spec, data.clip(clip_id))).items():
+            rows[name].append(value)
+    return {name: np.asarray(values, np.float32) for name, values in rows.items()}
+
+
+def _parity(flow: dict[str, Any], want: dict[str, np.ndarray], got: dict[str, np.ndarray], ids: list[str]) -> dict[str, Row]:
+    """Artifact against the pruned float model, per output over all clips."""
+    from edgekit.compare import compare
+
+    differences = compare({name: want[f"pruned/{name}"] for name in flow["outputs"]}, got, "artifact against the pruned float model")
+    return {name: {**_row(d), "worst_clip": ids[d.worst[0]]} for name, d in differences.items()}
+
+
+def _look_inside(
+    job: Job, flow: dict[str, Any], golden: dict[str, np.ndarray], clips: list[dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any], list[Row]]:
+    """Which engine and which layer the error comes from, on the golden clips.
+
+    Every engine gets the *float* inputs, so that it is blamed for its own error only; inside an
+    engine the error of earlier layers is still in that of later ones.
+
+    Returns:
+        {clip: {output: {"float", "artifact"}}}; {engine: {output: parity}}; the worst layers first.
+    """
+    import numpy as np
+
+    from edgekit.backends import onnxruntime
+    from edgekit.compare import difference
+    from edgekit.flow import run_flow
+
+    layers = {engine: _layers_in_both(_graph(job, engine, "float"), _graph(job, engine, "qdq")) for engine in _engines(flow)}
+    sessions = {
+        kind: {engine: onnxruntime.open(_graph(job, engine, kind), also=layers[engine]) for engine in _engines(flow)} for kind in ("float", "qdq")
+    }
+    energy: dict[tuple[str, str], list[float]] = {}  # (engine, tensor) -> [signal, noise, max_abs]
+    ends: dict[tuple[str, str], tuple[list, list]] = {}
+    ports = {engine["engine"]: [*engine.get("give", {}), *engine.get("stack", {})] for engine in flow["steps"]}
+
+    def tap(engine: str, feeds: dict[str, np.ndarray], outputs: Any) -> None:
+        quantized = sessions["qdq"][engine](feeds)
+        for tensor in layers[engine]:
+            want, got = np.asarray(outputs[tensor], np.float64), np.asarray(quantized[tensor], np.float64)
+            sums = energy.setdefault((engine, tensor), [0.0, 0.0, 0.0])
+            sums[0] += float((want * want).sum())
+            sums[1] += float(((want - got) ** 2).sum())
+            sums[2] = max(sums[2], float(np.abs(want - got).max(initial=0.0)))
+        for port in ports[engine]:
+            pair = ends.setdefault((engine, port), ([], []))
+            pair[0].append(outputs[port])
+            pair[1].append(quantized[port])
+
+    answers = {}
+    for clip in track(clips, "where the error comes from"):
+        inputs = {name: golden[f"{clip['id']}/input/{name}"] for name in flow["inputs"]}
+        run_flow(flow, sessions["float"], inputs, tap=tap)
+        simulated = run_flow(flow, sessions["qdq"], inputs)
+        answers[clip["id"]] = {
+            name: {"float": golden[f"{clip['id']}/output/{name}"].tolist(), "artifact": value.tolist()}
+            for name, value in simulated.items()
+            if value.size <= 16  # larger ones stand in golden.safetensors only
+        }
+    engines: dict[str, Any] = {}
+    for (engine, port), (want, got) in ends.items():
+        engines.setdefault(engine, {})[port] = _row(difference(port, np.stack(want), np.stack(got)))
+    rows = [
+        {"engine": engine, "layer": layers[engine][tensor][0], "op": layers[engine][tensor][1], "sqnr_db": _sqnr(signal, noise), "max_abs": worst if math.isfinite(noise) else math.nan}
+        for (engine, tensor), (signal, noise, worst) in energy.items()
+        if not noise == 0  # untouched layers are no news; NaN noise is
+    ]
+    rows.sort(key=lambda row: (not math.isnan(row["sqnr_db"]), row["sqnr_db"]))
+    return answers, engines, rows[:WORST_LAYERS]
+
+
+def _layers_in_both(float_graph: Path, qdq_graph: Path) -> dict[str, tuple[str, str]]:
+    """{output tensor: (node, op)} of every layer with MACs that both graphs have under one name."""
+    import onnx
+
+    from edgekit.graph import MAC_OPS
+
+    def outputs(path: Path) -> dict[str, tuple[str, str]]:
+        nodes = onnx.load(str(path), load_external_data=False).graph.node
+        return {name: (node.name, node.op_type) for node in nodes if node.op_type in MAC_OPS for name in node.output[:1] if name}
+
+    quantized = outputs(qdq_graph)
+    return {name: layer for name, layer in outputs(float_graph).items() if name in quantized}
+
+
+def _scores(data: Dataset, labels: np.ndarray) -> dict[str, Metric]:
+    """The data set's own metrics first, then every other of ours that its labels allow, so that any may be gated."""
+    from edgekit.metrics import METRICS
+
+    own = metrics_of(data) if data.metrics else {name: METRICS[name] for name in DEFAULT_METRICS}
+    others = {}
+    for name, metric in METRICS.items():
+        try:
+            metric(labels, labels)
+        except DataError:
+            continue  # such as a correlation with constant labels; a gate on it then says that it is not there
+        others[name] = metric
+    return own | {name: metric for name, metric in others.items() if name not in own}
+
+
+class _Judge:
+    """Bootstrap intervals over one set of labels."""
+
+    def __init__(self, labels: np.ndarray, resamples: int, seed: int):
+        self.labels, self.resamples, self.seed = labels, resamples, seed
+
+    def interval(self, metric: Metric, values: np.ndarray) -> list[float]:
+        from edgekit.metrics import bootstrap
+
+        return list(bootstrap(metric, self.labels, values, self.resamples, self.seed))
+
+    def change(self, metric: Metric, a: np.ndarray, b: np.ndarray) -> Row:
+        from edgekit.metrics import paired_bootstrap
+
+        value, low, high = paired_bootstrap(metric, self.labels, a, b, self.resamples, self.seed)
+        return {"value": value, "low": low, "high": high}
+
+    def only(self, keep: np.ndarray) -> _Judge:
+        return _Judge(self.labels[keep], self.resamples, self.seed)
+
+
+def _other_outputs(flow: dict[str, Any], want: dict, got: dict, scores: dict[str, Metric]) -> dict[str, Any]:
+    """The same scores of every labelled output that is not the primary one."""
+    found: dict[str, Any] = {}
+    for name in flow["outputs"]:
+        labels = want.get(f"label/{name}")
+        if name == flow["primary"] or labels is None or got[name].ndim != 1:
+            continue
+        for row, values in (("float", want[f"original/{name}"]), ("pruned", want[f"pruned/{name}"]), ("artifact", got[name])):
+            for metric in scores.values():
+                if metric.needs_varied_labels and labels.min() == labels.max():
+                    continue
+                found.setdefault(name, {}).setdefault(row, {})[metric.name] = metric(labels, values)
+    return found
+
+
+def _slices(tags: list[dict[str, Any]], metric: Metric, labels: np.ndarray, rows: dict[str, np.ndarray], judge: _Judge) -> list[Row]:
+    """The first metric per bin of every tag that has few enough values, with n and intervals."""
+    import numpy as np
+
+    found = []
+    for tag in sorted({name for clip in tags for name in clip}):
+        for label, low, high, member in _bins(tag, [clip.get(tag) for clip in tags]):
+            keep = np.asarray(member)
+            if keep.sum() < 2 or (metric.needs_varied_labels and np.ptp(labels[keep]) == 0):
+                continue
+            part = judge.only(keep)
+            total = part.change(metric, rows["float"][keep], rows["artifact"][keep])
+            band = part.interval(metric, rows["artifact"][keep])
+            found.append(
+                {
+                    "tag": tag,
+                    "value": label,
+                    "from": low,
+                    "to": high,
+                    "n": int(keep.sum()),
+                    "metric": metric.name,
+                    **{row: metric(labels[keep], values[keep]) for row, values in rows.items()},
+                    "low": band[0],
+                    "high": band[1],
+                    "total": total,
+                }
+            )
+    return found
+
+
+def _bins(tag: str, values: list[Any]) -> Iterable[tuple[str, float | None, float | None, list[bool]]]:
+    """(label, from, to, membership): single values if there are few, else ranges of numbers."""
+    present = {value for value in values if value is not None}
+    if len(present) < 2 and tag != "snr_db":
+        return
+    numbers = sorted(v for v in present if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v))
+    if len(present) <= MAX_VALUES:
+        for value in sorted(present, key=lambda v: (isinstance(v, str), v)):
+            at = float(value) if not isinstance(value, str) else None
+            yield (f"{value:g}" if at is not None else str(value)), at, at, [v == value for v in values]
+        return
+    if len(numbers) < len(present):
+        return
+    if tag == "snr_db":
+        first, last = math.floor(numbers[0] / SNR_BIN_DB), math.ceil(numbers[-1] / SNR_BIN_DB)
+        edges = [float(SNR_BIN_DB * i) for i in range(first, max(last, first + 1) + 1)]
+    else:
+        edges = sorted({numbers[round(i * (len(numbers) - 1) / 4)] for i in range(5)})
+    for low, high in zip(edges, edges[1:], strict=False):
+        is_last = high == edges[-1]
+        member = [v is not None and low <= v and (v < high or (is_last and v == high)) for v in values]
+        yield f"{low:g} to {high:g}", low, high, member
+
+
+def _coverage(coverage: Row) -> Row:
+    """MACs per window and how many of them are INT8, in all, by engine and by op; and why a layer is not."""
+    engines: dict[str, Row] = {}
+    ops: dict[str, Row] = {}
+    skipped: dict[str, dict[str, str]] = {}
+    for layer in coverage["layers"]:
+        macs = layer["macs"] * layer["runs_per_window"]
+        for table, key in ((engines, layer["engine"]), (ops, layer["op"])):
+            row = table.setdefault(key, {"macs": 0, "int8_macs": 0})
+            row["macs"] += macs
+            row["int8_macs"] += macs if layer["precision"] == "int8" else 0
+        if layer["precision"] != "int8":
+            skipped.setdefault(layer["engine"], {})[layer["node"]] = f"{layer['precision']}: {layer['reason']}"
+    return {"grade": coverage["grade"], "int8_macs": coverage["int8_macs"], "macs": coverage["macs"], "engines": engines, "ops": ops, "skipped": skipped}
+
+
+def _sizes(models: dict[str, Any], inputs: dict[str, Path]) -> dict[str, Any]:
+    """Parameters, MACs per window and bytes before and after.
+
+    The artifact's weights are what the simulated graphs hold: int8 where a layer is INT8, float32
+    elsewhere. What the device's compiler stores may differ, and is only known on the device.
+    """
+    graphs = sorted((inputs["quantize"] / "engines").glob("*/qdq.onnx"))
+    kit = [path for path in sorted((inputs["export"] / "engines").rglob("*")) if path.is_file()]
+    return {
+        **models,
+        "artifact": {
+            "parameters": models["pruned"]["parameters"],
+            "macs": models["pruned"]["macs"],
+            "bytes": sum(path.stat().st_size for path in graphs),
+            "kit_bytes": sum(path.stat().st_size for path in kit),
+        },
+    }
+
+
+def _engines(flow: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(step["engine"] for step in flow["steps"]))
+
+
+def _graph(job: Job, engine: str, kind: str) -> Path:
+    return job.inputs["quantize"] / "engines" / engine / f"{kind}.onnx"
+
+
+def _row(d: Difference) -> Row:
+    return {"max_abs": d.max_abs, "mean_abs": d.mean_abs, "sqnr_db": d.sqnr_db, "cosine": d.cosine, "worst": list(d.worst)}
+
+
+def _sqnr(signal: float, noise: float) -> float:
+    if math.isnan(signal) or math.isnan(noise):
+        return math.nan
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def finite(value: Any) -> Any:
+    """`value` with null for every NaN and infinity, which JSON lacks.
+
+    A null `max_abs` or metric was NaN and fails every gate; a null `sqnr_db` beside `max_abs` 0 means equal.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
