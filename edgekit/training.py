@@ -10,17 +10,20 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from . import models
+from pydantic import Field
+
+from . import document, models
 from .artifact import file_digest, sha256_of
 from .datasets import Dataset, open_dataset
-from .errors import CheckpointError, DataError, RecipeError, ResourceError
+from .document import Schema
+from .errors import DataError, RecipeError, ResourceError
 from .losses import regression_loss
 from .preprocess import preprocess
 from .progress import note, track
@@ -76,9 +79,10 @@ class ClipBank:
     def __len__(self) -> int:
         return len(next(iter(self.labels.values())))
 
-    def batches(self, size: int, order: Tensor) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    def batches(self, size: int, order: Tensor, names: Iterable[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """The inputs called `names`, as float32, with all labels."""
         for index in order.split(size):
-            yield {k: v[index].float() for k, v in self.inputs.items()}, {k: v[index] for k, v in self.labels.items()}
+            yield {k: self.inputs[k][index].float() for k in names}, {k: v[index] for k, v in self.labels.items()}
 
 
 def augment(batch: dict[str, Tensor], generator) -> dict[str, Tensor]:
@@ -113,6 +117,7 @@ def train(
     teacher: nn.Module | None = None,
     after_epoch: Callable[[int, float], None] | None = None,
     what: str = "train",
+    names: Iterable[str] | None = None,
 ) -> nn.Module:
     """Train `module` in place and return it in eval mode. A run that was killed goes on where it stood.
 
@@ -120,6 +125,7 @@ def train(
         forward: (module, batch) → {output: [n]}.
         scratch: a folder that survives a kill; the state file in it belongs to exactly this run.
         teacher: with `schedule.distill`, its outputs on the same batch are targets too.
+        names: the inputs that `forward` reads; all of the bank's by default.
 
     Raises:
         DataError: the loss is not finite; the message says in which epoch.
@@ -133,20 +139,20 @@ def train(
     steps_per_epoch = math.ceil(len(bank) / schedule.batch)
     steps = schedule.epochs * steps_per_epoch
     silent = MODALITIES[schedule.modality]
+    heard = [k for k in (names or bank.inputs) if k not in silent]
     for epoch in range(first, schedule.epochs):
         generator = torch.Generator().manual_seed(schedule.seed * 10_007 + epoch)
         torch.manual_seed(schedule.seed * 10_007 + epoch)  # dropout draws from the global one
         module.train()
         total = 0.0
         order = torch.randperm(len(bank), generator=generator)
-        batches = track(bank.batches(schedule.batch, order), f"{what}, epoch {epoch + 1} of {schedule.epochs}", steps_per_epoch)
+        batches = track(bank.batches(schedule.batch, order, heard), f"{what}, epoch {epoch + 1} of {schedule.epochs}", steps_per_epoch)
         for i, (inputs, labels) in enumerate(batches):
-            inputs = augment({k: v for k, v in inputs.items() if k not in silent}, generator)
-            inputs |= {k: torch.zeros(1, *bank.inputs[k].shape[1:]) for k in silent}
+            inputs = augment(inputs, generator) | {k: torch.zeros(1, *bank.inputs[k].shape[1:]) for k in silent}
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr_at(epoch * steps_per_epoch + i, steps)
             outputs = forward(module, inputs)
-            loss = regression_loss(outputs, labels)
+            loss = regression_loss(outputs, {k: labels[k] for k in outputs if k in labels})
             if teacher is not None and schedule.distill > 0:
                 with torch.no_grad():
                     taught = forward(teacher, inputs)
@@ -197,14 +203,119 @@ def finetune(module: nn.Module, teacher: nn.Module | None, forward: Callable, da
     return train(module, forward, ClipBank(dataset, preprocess_spec), schedule, scratch, teacher, what="fine-tune")
 
 
-def predict(module: nn.Module, forward: Callable, bank: ClipBank, silent: tuple[str, ...] = (), batch: int = 32) -> dict[str, Tensor]:
+def predict(
+    module: nn.Module, forward: Callable, bank: ClipBank, silent: tuple[str, ...] = (), batch: int = 32, names: Iterable[str] | None = None
+) -> dict[str, Tensor]:
     """{output: [n]} over a bank, in eval mode."""
     import torch
 
     rows: dict[str, list] = {}
     with torch.inference_mode():
-        for inputs, _ in bank.batches(batch, torch.arange(len(bank))):
-            inputs |= {k: torch.zeros(1, *inputs[k].shape[1:]) for k in silent}
+        for inputs, _ in bank.batches(batch, torch.arange(len(bank)), [k for k in (names or bank.inputs) if k not in silent]):
+            inputs |= {k: torch.zeros(1, *bank.inputs[k].shape[1:]) for k in silent}
             for k, v in forward(module.eval(), inputs).items():
                 rows.setdefault(k, []).append(v.float())
     return {k: torch.cat(v) for k, v in rows.items()}
+
+
+class Phase(Schema):
+    """One phase of training."""
+
+    epochs: int = Field(ge=1)
+    batch: int = Field(32, ge=1)
+    lr: float = Field(gt=0)
+    final_lr: float = Field(0.03, ge=0, le=1)
+
+
+class TrainRecipe(Schema):
+    """`edgekit train`: how a float checkpoint comes about."""
+
+    model: str
+    config: str
+    data: str = Field(description="data set in `calibration/`; its train split is used")
+    clips: int | None = Field(None, ge=1, description="train on the first so many")
+    validate_clips: int = Field(128, ge=2, description="clips of the calibration split to watch the error on; never trained on")
+    towers: dict[str, Phase] = Field({}, description="encoders to be trained alone first, on their own labels")
+    joint: Phase
+    modality: Literal["both", "audio", "video"] = "both"
+    seed: int = Field(1, ge=0)
+    out: str = Field(description="the checkpoint, float16 safetensors, relative to this file; provenance goes beside it as .json")
+
+
+def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path) -> Path:
+    """Train what the file says; return the checkpoint's path. Resumes where a killed run stood.
+
+    Raises:
+        RecipeError: file:line and what is wrong there.
+        DataError: the data set cannot be used.
+    """
+    import torch
+
+    read = document.read(Path(path), overrides)
+    recipe = document.validate(read, TrainRecipe)
+    folder = Path(read.path).parent
+    definition, config = models.get(recipe.model), models.config(recipe.model, recipe.config)
+    out = folder / recipe.out
+    if out.suffix != ".safetensors":
+        raise RecipeError(f"{read.where('out')}: `out` must end in .safetensors, got `{recipe.out}`")
+    spec = definition.preprocess_spec(config)
+    train_set = open_dataset(recipe.data, "train", recipe.clips, folder, cache_root)
+    watch_set = open_dataset(recipe.data, "calibration", recipe.validate_clips, folder, cache_root)
+    bank = ClipBank(train_set, spec)
+    watch = ClipBank(watch_set, spec, "load validation clips")
+
+    torch.manual_seed(recipe.seed)
+    module = definition.for_training(definition.build(config))
+    scratch = Path(cache_root) / "training" / f"{recipe.model}-{recipe.config}-{train_set.digest()[:12]}"
+    log: list[dict] = []
+    started = time.time()
+
+    def run(what: str, module: nn.Module, forward: Callable, schedule: Schedule, folder: Path, names=None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def after_epoch(epoch: int, loss: float) -> None:
+            predicted = predict(module, forward, watch, MODALITIES[schedule.modality], names=names)
+            errors = {k: round((predicted[k].clamp(-1, 1) - watch.labels[k]).abs().mean().item(), 4) for k in predicted}
+            log.append({"phase": what, "epoch": epoch, "loss": round(loss, 4), "mae": errors, "minutes": round((time.time() - started) / 60, 1)})
+            note(f"{what} epoch {epoch}: loss {loss:.4f}, MAE {errors}")
+            with (folder / "log.jsonl").open("a") as file:
+                file.write(json.dumps(log[-1]) + "\n")
+
+        train(module, forward, bank, schedule, folder, after_epoch=after_epoch, what=what, names=names)
+
+    phases = {name: Schedule(**phase.model_dump(), seed=recipe.seed) for name, phase in recipe.towers.items()}
+    towers = definition.towers(module) if phases else {}
+    for name, schedule in phases.items():
+        if name not in towers:
+            raise RecipeError(f"{read.where('towers')}: model `{recipe.model}` has no tower `{name}`", f"it has: {', '.join(towers)}")
+        if towers[name].source in MODALITIES[recipe.modality]:
+            continue
+        tower = towers[name]
+        run(name, tower, type(tower).__call__, schedule, scratch / f"{name}-{sha256_of(asdict(schedule))[:8]}", [tower.source])
+    joint = Schedule(**recipe.joint.model_dump(), modality=recipe.modality, seed=recipe.seed)
+    key = sha256_of({"joint": asdict(joint), "towers": {k: asdict(v) for k, v in phases.items()}})
+    run(recipe.modality, module, definition.train_forward, joint, scratch / f"{recipe.modality}-{key[:8]}")
+    save_checkpoint(module, out, {
+        "trained_by": "edgekit train", "recipe": recipe.model_dump(mode="json"), "train_data": train_set.digest(),
+        "validation_data": watch_set.digest(), "torch": torch.__version__, "log": log,
+    })  # fmt: skip
+    return out
+
+
+def save_checkpoint(module: nn.Module, path: Path, provenance: dict) -> None:
+    """Write the weights as float16 safetensors and the provenance as JSON beside them, whole or not at all."""
+    from safetensors.torch import save_file
+
+    state = {k: v.detach().half().contiguous() if v.is_floating_point() else v for k, v in module.state_dict().items()}
+    for target, write in (
+        (path, lambda part: save_file(state, part)),
+        (path.with_suffix(".json"), lambda part: part.write_text(json.dumps({**provenance, "sha256": file_digest(path)}, indent=1) + "\n")),
+    ):
+        part = target.with_suffix(target.suffix + ".part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write(part)
+            part.replace(target)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise ResourceError(f"{target}: cannot be written ({error})", "free some disk space, or change `out`") from error

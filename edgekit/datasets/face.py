@@ -60,8 +60,8 @@ def draw_identity(rng: np.random.Generator) -> Identity:
         mouth_width=rng.uniform(0.24, 0.32),
         mouth_height=rng.uniform(0.44, 0.52),
         lip_thickness=rng.uniform(0.04, 0.065),
-        resting_mouth=rng.uniform(-0.03, 0.03),
-        expressiveness=rng.uniform(0.85, 1.15),
+        resting_mouth=rng.uniform(-0.025, 0.025),
+        expressiveness=rng.uniform(0.9, 1.1),
         glasses=bool(rng.random() < 0.3),
         beard=float(rng.choice([0.0, 0.0, 0.0, 0.5, 0.9])),
     )
@@ -161,7 +161,7 @@ def render(identity: Identity, motion: Motion, size: int, rng: np.random.Generat
         paint(eye * cover(ellipse(ex - 0.03 * per_frame(motion.yaw), ey, 0.028, 0.028)), (0.02, 0.02, 0.02))
         # Brow: a thick parabola; the inner end drops in a frown and lifts a little in a smile.
         inner = -side * ex / i.eye_size  # −1 outer end .. 1 inner end
-        centre = -i.brow_height - 0.05 * smile + 0.05 * frown + inner * (0.07 * frown - 0.01 * smile) + 0.03 * inner * inner
+        centre = -i.brow_height - 0.07 * smile + 0.06 * frown + inner * (0.10 * frown - 0.02 * smile) + 0.03 * inner * inner
         paint(cover(np.maximum(np.abs(ey - centre) - i.brow_weight, np.abs(ex) - i.eye_size * 1.25)), hair * 0.8)
     # Furrow between the brows.
     paint(cover(np.maximum(np.abs(np.abs(fx) - 0.05) - 0.012, np.abs(y + 0.30) - 0.07)) * frown * 0.6, skin * 0.6)
@@ -171,9 +171,9 @@ def render(identity: Identity, motion: Motion, size: int, rng: np.random.Generat
     paint(cover(ellipse(fx, y - nose_y, 0.10, 0.05)) * 0.6, skin * 0.8)
 
     # Mouth: corners lift or drop along a parabola; speech opens it.
-    width = i.mouth_width * (1 + 0.22 * smile - 0.08 * frown - 0.1 * opening)
+    width = i.mouth_width * (1 + 0.30 * smile - 0.12 * frown - 0.1 * opening)
     along = np.clip(fx / width, -1.3, 1.3)
-    curve = i.mouth_height + 0.03 - (0.11 * v + i.resting_mouth) * (along * along - 0.35)
+    curve = i.mouth_height + 0.03 - (0.17 * v + i.resting_mouth) * (along * along - 0.35)
     taper = np.sqrt(np.maximum(1 - along * along, 0))
     gap = (0.015 + 0.11 * opening + 0.03 * smile) * taper
     my = y - curve

@@ -207,7 +207,7 @@ def _motion(rng: np.random.Generator, valence: float, opening: np.ndarray, frame
 
     # The expression comes up from half its strength, holds, and wavers.
     onset = rng.uniform(-0.2, 0.25)
-    shown = valence * (0.5 + 0.5 * np.clip((t - onset) / 0.25, 0, 1)) * (1 + drift(0.12))
+    shown = valence * (0.6 + 0.4 * np.clip((t - onset) / 0.25, 0, 1)) * (1 + drift(0.1))
     blink = np.zeros(frames)
     for start in rng.uniform(0, 1, rng.integers(0, 3)):
         blink = np.maximum(blink, np.clip(1 - np.abs(t - start) / 0.04, 0, 1))
@@ -226,15 +226,15 @@ def _motion(rng: np.random.Generator, valence: float, opening: np.ndarray, frame
         blink=blink,
         x=rng.uniform(-0.1, 0.1) + drift(0.06),
         y=rng.uniform(-0.1, 0.06) + drift(0.04),
-        roll=rng.uniform(-0.15, 0.15) + drift(0.06),
+        roll=rng.uniform(-0.1, 0.1) + drift(0.05),
         yaw=np.clip(rng.uniform(-0.5, 0.5) + drift(0.3), -1, 1),
         scale=rng.uniform(0.72, 0.86) + drift(0.02),
-        light=np.clip(rng.uniform(0.5, 1.15) * (1 + drift(0.25)), 0.3, 1.4),
+        light=np.clip(rng.uniform(0.6, 1.15) * (1 + drift(0.25)), 0.3, 1.4),
         light_x=rng.uniform(-1, 1),
         light_y=rng.uniform(-0.5, 0.5),
         warmth=rng.uniform(-1, 1),
         blur_px=rng.uniform(0.4, 1.3) if rng.random() < 0.35 else 0.0,
-        noise=rng.uniform(0.0, 0.04),
+        noise=rng.uniform(0.0, 0.03),
         occluder=occluder,
         occluder_colour=tuple(rng.uniform(0.05, 0.7, 3)),
         background=cabin * rng.uniform(0.5, 1.5, (4, 1)) * rng.uniform(0.8, 1.2, (4, 3)),
