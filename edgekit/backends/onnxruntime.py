@@ -26,6 +26,8 @@ class Session:
         options.inter_op_num_threads = 1
         if threads is not None:
             options.intra_op_num_threads = threads
+        # Waiting threads sleep: with as many busy processes as cores, spinning costs more than it saves.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # The simulation must compute Q, DQ and the float op between them as written: ONNX Runtime
         # would fuse them into integer kernels with roundings of its own.
         options.add_session_config_entry("session.disable_quant_qdq", "1")

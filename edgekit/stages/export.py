@@ -6,6 +6,7 @@ graph after an hour of building is a bad place to learn it.
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,12 @@ from edgekit.artifact import Source
 from edgekit.errors import TargetError
 from edgekit.formats import read_json, write_json
 from edgekit.stages import Job
+from edgekit.target import Target, problems
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgekit.recipe import Recipe
-    from edgekit.target import Target
 
 NEEDS = ("prune", "quantize")
 SEMANTICS = 1
@@ -73,53 +74,30 @@ def run(job: Job) -> None:
     write_json(job.out / "names.json", names)
 
 
-def _check(target: dict[str, Any], engine: str, model: ir.Model) -> None:
-    """Refuse a final graph that the target's table does not take, node by node.
+def _check(spec: dict[str, Any], engine: str, model: ir.Model) -> None:
+    """Refuse a final graph that the target's table does not take.
 
     Raises:
-        TargetError: engine, node and the reason; up to eight of them.
+        TargetError: up to eight reasons.
     """
-    found = []
-    opset = model.graph.opset_imports.get("", 0)
-    if opset > target["opset_max"]:
-        found.append(f"opset {opset} is used, at most {target['opset_max']} is taken")
-    foreign = sorted(set(model.graph.opset_imports) - {""})
-    if foreign:
-        found.append(f"operators of {', '.join(foreign)} are used, only ONNX's own are taken")
-    for node in model.graph:
-        fault = _fault(target, node, opset)
-        if fault is not None:
-            found.append(f"`{node.name}` ({node.op_type}) {fault}")
-    if found:
-        shown = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
-        runtime = target["runtime"]
-        raise TargetError(
-            f"targets/{target['name']}.yaml: {runtime['name']} {runtime['version']} cannot run engine `{engine}`: {shown}",
-            "what it takes stands under `ops`",
-        )
-
-
-def _fault(target: dict[str, Any], node: ir.Node, opset: int) -> str | None:
     from edgekit import graph
 
-    rule = target["ops"].get(node.op_type)
-    if rule is None:
-        return "is not in the table"
-    if rule.get("rewrite") and not rule.get("ranks"):
-        return f"should have been rewritten by `{rule['rewrite']['by']}`"
-    value = graph.data_input(node)
-    rank, dtype = len(graph.shape_of(value)), graph.dtype_name(value)
-    if rule.get("dtypes") and dtype not in rule["dtypes"]:
-        return f"has dtype {dtype}, taken: {', '.join(rule['dtypes'])}"
-    if rule.get("ranks") and rank not in rule["ranks"]:
-        return f"has rank {rank}, taken: {', '.join(str(r) for r in rule['ranks'])}"
-    if rule.get("max_opset") is not None and opset > rule["max_opset"]:
-        return f"is of opset {opset}, taken up to {rule['max_opset']}"
-    for i, source in enumerate(node.inputs):
+    # The schema is strict: lists become tuples only when they come as JSON.
+    target = Target.model_validate_json(json.dumps({"description": spec["name"], **spec}))
+    table = {"opset": model.graph.opset_imports.get("", 0), "ops": [{"engine": engine, **row} for row in graph.op_table(model)]}
+    found = problems(target, table, rewritten=True)
+    found += [f"operators of `{domain}` are used, only ONNX's own are taken" for domain in model.graph.opset_imports if domain]
+    for node in model.graph:
         # Shapes, axes and indices that are computed would be INT64 arithmetic on the device.
-        if source is not None and graph.constant(source) is None and graph.dtype_name(source) == "int64":
-            return f"computes its input {i} (`{source.name}`, int64); it must be a constant"
-    return None
+        for i, value in enumerate(node.inputs):
+            if value is not None and graph.constant(value) is None and graph.dtype_name(value) == "int64":
+                found.append(f"`{node.name}` ({node.op_type}) computes its input {i}, `{value.name}` (int64); it must be a constant")
+    if found:
+        shown = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
+        raise TargetError(
+            f"target `{target.name}`: {target.runtime.name} {target.runtime.version} cannot run engine `{engine}`: {shown}",
+            f"what it takes stands under `ops` in targets/{target.name}.yaml",
+        )
 
 
 def _coverage(engine: str, model: ir.Model, layers: dict[str, Any], skipped: dict[str, str], runs: int) -> list[dict[str, Any]]:

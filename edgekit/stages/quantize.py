@@ -219,19 +219,26 @@ def _ranges(job: Job, flow: dict, engines: list[_Engine], statistics: Statistics
     percent = {} if job.spec.get("percentile") is None else {"percent": job.spec["percentile"]}
     symmetric = job.spec["numbers"]["activation"]["symmetric"]
 
+    def of_data(engine: str, tensor: str) -> Range:
+        histogram = statistics.find(engine, tensor) or observed.find(engine, tensor)
+        return histogram.observe(job.spec["observer"], symmetric=symmetric, **percent)
+
     found: dict[str, dict[str, tuple[Range, str]]] = {}
     for engine in engines:
-        found[engine.name] = {}
-        for tensor in engine.precisions.tensors:
-            source, kind = _source(engine, statistics, tensor)
+        mine = found.setdefault(engine.name, {})
+        sources = {tensor: _source(engine, statistics, tensor) for tensor in engine.precisions.tensors}
+        for tensor, (source, kind) in sources.items():
             if kind == "bound":
-                low, high = (float(part) for part in source.split())
-                found[engine.name][tensor] = (Range(low, high), "bound")
-                continue
-            histogram = statistics.find(engine.name, source) or observed.find(engine.name, source)
-            origin = "observed" if source == tensor else f"same_as {source}"
-            found[engine.name][tensor] = (histogram.observe(job.spec["observer"], symmetric=symmetric, **percent), origin)
-        _share_state_ranges(flow.get("states", {}).get(engine.name, []), engine, statistics, found[engine.name])
+                mine[tensor] = (Range(*map(float, source.split())), "bound")
+            else:
+                mine[tensor] = (of_data(engine.name, source), "observed" if source == tensor else f"same_as {source}")
+        # Both ends of a state get one range: the device feeds the integers back as they are.
+        for pair in flow.get("states", {}).get(engine.name, []):
+            ends = (pair["in"], pair["out"])
+            readers = [tensor for tensor, (source, _) in sources.items() if source in ends]
+            if readers:
+                both = of_data(engine.name, ends[0]).union(of_data(engine.name, ends[1]))
+                mine.update(dict.fromkeys((*ends, *readers), (both, f"state {ends[0]} = {ends[1]}")))
     return found
 
 
@@ -273,24 +280,3 @@ def _observe_missing(job: Job, flow: dict, engines: list[_Engine], statistics: S
     data = job.files["data"]
     spec = read_json(job.inputs["prune"] / "preprocess.json")
     return observe(flow, sessions, wanted, track(batches(data, spec), "observing new tensors", total=len(data.ids)))
-
-
-def _share_state_ranges(pairs: list[dict], engine: _Engine, statistics: Statistics, found: dict) -> None:
-    """Both ends of a state get the union of their ranges: the device feeds the integers back as they are."""
-    from edgekit.graph import aliases
-
-    rearranged = aliases(engine.model)
-    for pair in pairs:
-        ends = {pair["in"], pair["out"]}
-        group = [
-            tensor
-            for tensor in found
-            if tensor in ends or rearranged.get(tensor) in ends or _source(engine, statistics, tensor)[0] in ends
-        ]
-        if len(group) < 1:
-            continue
-        union = found[group[0]][0]
-        for tensor in group[1:]:
-            union = union.union(found[tensor][0])
-        for tensor in group:
-            found[tensor] = (union, f"state {pair['in']} = {pair['out']}")
