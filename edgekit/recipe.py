@@ -52,7 +52,8 @@ class Prune(Schema):
     importance: Literal["magnitude", "taylor"] = Field("taylor", description="how a channel's worth is judged; taylor reads data")
     macs: Share = Field(description="share of the MACs to keep, such as 0.70; met within 2 points")
     finetune: Finetune | None = Field(None, description="without it the pruned model is used as cut")
-    protect: tuple[Text, ...] = Field((), description="modules to leave whole, as globs such as `video_net.features.0.*`")
+    only: tuple[Text, ...] = Field((), description="modules to narrow, as globs such as `audio.*`; by default all that can be")
+    protect: tuple[Text, ...] = Field((), description="modules to leave whole, as globs such as `video.features.0`")
 
 
 class Calibrate(Schema):

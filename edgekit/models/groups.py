@@ -96,6 +96,11 @@ class Group:
         """Paths of every module whose shape changes with the group."""
         return {s.module for axis in self.axes for s in axis.slices}
 
+    @property
+    def makers(self) -> set[str]:
+        """Paths of the modules that make the group's units."""
+        return {s.module for axis in self.axes for s in axis.slices if s.role == "out"}
+
 
 def channel_step(width: int) -> int:
     """Channels that go together: 8 where the layer is wide enough, since INT8 kernels pack channels by 4 to 32.
