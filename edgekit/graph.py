@@ -39,8 +39,8 @@ MAC_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU")
 def export_onnx(engine: Engine, path: Path) -> None:
     """Write an engine's module as ONNX: opset 17, static shapes, one LSTM or GRU op per layer.
 
-    BatchNorm is folded by the exporter, weight norm here; constants are folded, so that every shape
-    is a constant and every weight a plain initializer of the node that uses it.
+    The exporter folds BatchNorm; everything else that is computed from constants, weight norm too, is
+    folded by `tidy`, so that every shape is a constant and every weight a plain initializer.
 
     Raises:
         CheckpointError: a weight holds NaN or infinity.
@@ -51,19 +51,12 @@ def export_onnx(engine: Engine, path: Path) -> None:
 
     import onnx_ir as ir
     import torch
-    from torch.nn.utils import parametrize
 
     for name, tensor in engine.module.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"engine `{engine.name}`: weight `{name}` holds NaN or infinity")
 
     module = copy.deepcopy(engine.module).cpu().float().eval()
-    for part in module.modules():
-        for name in list(getattr(part, "parametrizations", {})):
-            parametrize.remove_parametrizations(part, name)
-        if hasattr(part, "weight_g") and hasattr(part, "weight_v"):
-            torch.nn.utils.remove_weight_norm(part)
-
     # Not zeros: an op that divides by a norm would fold to NaN while tracing.
     generator = torch.Generator().manual_seed(0)
     examples = tuple(torch.randn(shape, generator=generator) for shape in engine.inputs.values())

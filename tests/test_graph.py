@@ -1,0 +1,178 @@
+"""Exported graphs are canonical, counted right, and quantized in exactly our numbers."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from tests.onnx_nets import Block, Inverted3d, Lambda, Stem, export, feeds, op_counts, run
+from torch import nn
+
+from edgekit import graph
+from edgekit.errors import CheckpointError, EdgekitError
+from edgekit.quant import Numbers, Range, fake_quantize, quantize_weight, scale_of, weight_scales
+
+INT8 = {"Conv": {"int8": True, "ranks": [4, 5]}, "Conv.depthwise": {"int8": False}, "Conv.odd_groups": {"int8": False}, "Clip": {"int8": True}}
+
+
+@pytest.mark.parametrize("net, shape", [(Stem, (1, 400)), (Block, (1, 7, 12)), (Inverted3d, (1, 3, 4, 16, 16))])
+def test_the_exported_graph_computes_what_torch_computes(tmp_path, net, shape):
+    module = net().eval()
+    path = export(tmp_path, module, shape)
+    x = feeds(graph.load(path))
+    with torch.no_grad():
+        want = module(torch.from_numpy(x["x0"]))[0].numpy()
+    np.testing.assert_allclose(run(path, x)["y0"], want, atol=2e-5)  # float32 through up to 10 layers
+
+
+def test_batch_norm_and_weight_norm_are_folded_and_constants_are_gone(tmp_path):
+    ops = op_counts(graph.load(export(tmp_path, Inverted3d(), (1, 3, 4, 16, 16))))
+    assert ops == {"Conv": 7, "Clip": 5, "Add": 1, "ReduceMean": 1}
+    ops = op_counts(graph.load(export(tmp_path, Stem(), (1, 400))))
+    assert not set(ops) & {"Constant", "Identity", "Shape", "ReduceSum", "Pow", "Cast"}
+    assert ops["Conv"] == 4
+
+
+def test_rnn_is_one_node_with_constant_states(tmp_path):
+    module = Lambda(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(5, 4, 2, batch_first=True))
+    model = graph.load(export(tmp_path, module, (1, 6, 5)))
+    assert op_counts(model)["LSTM"] == 2
+    assert not set(op_counts(model)) & {"Shape", "Gather", "Expand", "Concat"}
+
+
+def test_names_are_unique_readable_and_safe_in_vendors_files(tmp_path):
+    model = graph.load(export(tmp_path, nn.Sequential(Lambda(lambda m, x: m.c(x)[:, 0], c=Stem2())), (1, 3, 8, 8)))
+    names = [node.name for node in model.graph] + [v.name for node in model.graph for v in node.outputs]
+    names += list(model.graph.initializers)
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_./-]+", name) for name in names)
+    assert "0/c/body.0/Conv" in names and "0/c/body.0/Conv.weight" in names and "0/c/body.2.0/Conv_out" in names
+
+
+class Stem2(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Sequential(nn.Conv2d(4, 4, 1)))
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_ports_keep_their_names_and_the_file_is_reproducible(tmp_path):
+    module = Block()
+    first = export(tmp_path, module, (1, 5, 12), name="a")
+    second = export(tmp_path, module, (1, 5, 12), name="b")
+    model = graph.load(first)
+    assert [v.name for v in model.graph.inputs] == ["x0"] and [v.name for v in model.graph.outputs] == ["y0"]
+    assert model.graph.opset_imports == {"": 17} and model.ir_version == 8
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_nan_weights_are_refused_by_name(tmp_path):
+    module = Block()
+    module.up.weight.data[0, 0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"`main`: weight `up.weight` holds NaN"):
+        export(tmp_path, module, (1, 5, 12))
+
+
+def test_a_module_with_other_shapes_than_the_engine_says_is_refused(tmp_path):
+    from edgekit.formats import Engine
+
+    with pytest.raises(EdgekitError, match="exported outputs"):
+        graph.export_onnx(Engine("e", Block().eval(), {"x": (1, 5, 12)}, {"y": (1, 5, 13)}), tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    "module, shape, macs",
+    [
+        (Lambda(lambda m, x: m.c(x), c=nn.Conv2d(6, 8, 3, 2, 1, groups=2)), (1, 6, 9, 9), 8 * 5 * 5 * 3 * 9),
+        (Lambda(lambda m, x: m.c(x), c=nn.Conv1d(3, 5, 4)), (1, 3, 10), 5 * 7 * 3 * 4),
+        (Lambda(lambda m, x: m.c(x), c=nn.Conv3d(2, 4, (1, 3, 3))), (1, 2, 3, 6, 6), 4 * 3 * 4 * 4 * 2 * 9),
+        (Lambda(lambda m, x: m.c(x), c=nn.ConvTranspose2d(4, 6, 3, 2, groups=2)), (1, 4, 5, 5), 4 * 25 * 3 * 9),
+        (Lambda(lambda m, x: m.c(x), c=nn.Linear(7, 9)), (1, 7), 63),
+        (Lambda(lambda m, x: m.c(x), c=nn.Linear(7, 9)), (1, 4, 7), 4 * 63),
+        (Lambda(lambda m, x: x @ x.transpose(1, 2)), (1, 4, 7), 4 * 4 * 7),
+        (Lambda(lambda m, x: m.c(x)[0], c=nn.LSTM(5, 6, batch_first=True)), (1, 8, 5), 8 * 24 * (5 + 6)),
+        (Lambda(lambda m, x: m.c(x)[0], c=nn.LSTM(5, 6, bidirectional=True, batch_first=True)), (1, 8, 5), 2 * 8 * 24 * (5 + 6)),
+        (Lambda(lambda m, x: m.c(x)[0], c=nn.GRU(5, 6, batch_first=True)), (1, 8, 5), 8 * 18 * (5 + 6)),
+    ],
+)
+def test_macs_are_counted_from_static_shapes(tmp_path, module, shape, macs):
+    assert sum(graph.count_macs(export(tmp_path, module, shape)).values()) == macs
+
+
+def test_the_op_table_has_every_node_once(tmp_path):
+    path = export(tmp_path, Block(), (1, 5, 12))
+    model, rows = graph.load(path), graph.op_table(path)
+    assert sum(row["count"] for row in rows) == sum(op_counts(model).values())
+    linear = [r for r in rows if r["op"] == "MatMul" and r["const_inputs"] == [False, True]]
+    assert linear == [{"op": "MatMul", "rank": 3, "dtype": "float32", "inputs": [3, 2], "const_inputs": [False, True], "count": 6}]
+
+
+def test_qdq_computes_exactly_the_targets_numbers(tmp_path):
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    path = export(tmp_path, Lambda(lambda m, x: m.c(x), c=conv), (1, 3, 6, 6))
+    model, numbers, r = graph.load(path), Numbers(), Range(-2.0, 1.5)
+    qdq = tmp_path / "qdq.onnx"
+    graph.save(graph.insert_qdq(model, ["c/Conv"], {"x0": r}, numbers), qdq)
+    x = feeds(model)
+    w = conv.weight.detach().numpy()
+    scales = weight_scales(w, numbers)
+    quantized = quantize_weight(w, scales).astype(np.float32) * scales[:, None, None, None]
+    fake = fake_quantize(x["x0"], scale_of(r, numbers))
+    with torch.no_grad():
+        want = nn.functional.conv2d(torch.from_numpy(fake), torch.from_numpy(quantized), conv.bias, padding=1).numpy()
+    np.testing.assert_allclose(run(qdq, x)["y0"], want, atol=1e-5)  # 27 products in another order
+    assert op_counts(graph.load(path)) == {"Conv": 1}  # the float model is as it was
+
+
+def test_layers_that_read_one_tensor_share_one_qdq_pair_and_biases_stay_float(tmp_path):
+    module = Lambda(lambda m, x: m.a(x) + m.b(x), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 4, 1))
+    model = graph.load(export(tmp_path, module, (1, 3, 4, 4)))
+    qdq = graph.insert_qdq(model, ["a/Conv", "b/Conv"], {"x0": Range(-1, 1)}, Numbers())
+    assert op_counts(qdq) == {"QuantizeLinear": 1, "DequantizeLinear": 3, "Conv": 2, "Add": 1}
+    for node in qdq.graph:
+        if node.op_type == "Conv":
+            assert graph.constant(node.inputs[2]).dtype == np.float32
+
+
+def test_a_layer_without_a_range_is_refused_by_name(tmp_path):
+    model = graph.load(export(tmp_path, Lambda(lambda m, x: m.a(x), a=nn.Conv2d(3, 4, 1)), (1, 3, 4, 4)))
+    with pytest.raises(EdgekitError, match="`a/Conv`: no range for its input `x0`"):
+        graph.insert_qdq(model, ["a/Conv"], {}, Numbers())
+
+
+def test_precisions_follow_the_table_and_say_why_not(tmp_path):
+    model = graph.load(export(tmp_path, Inverted3d(), (1, 3, 4, 16, 16)))
+    p = graph.precisions(model, INT8, {"b.0/Conv": "quantize.skip: b.0*"})
+    assert set(p.int8) == {"stem.0/Conv", "a.0/Conv", "a.6/Conv", "b.6/Conv"}
+    assert p.skipped == {
+        "a.3/Conv": "depthwise Conv is not taken in INT8",
+        "b.0/Conv": "quantize.skip: b.0*",
+        "b.3/Conv": "depthwise Conv is not taken in INT8",
+    }
+    # the stem's ReLU6 stands between two INT8 layers; a.2's feeds a depthwise layer in FP16
+    assert p.fused == ("stem.2/Clip",)
+    assert set(p.tensors) >= {"x0", "stem.0/Conv_out", "stem.2/Clip_out", "a.0/Conv_out"}
+    assert "a.2/Clip_out" not in [t for t in p.tensors if t not in ("a.2/Clip_out",)]
+
+
+@pytest.mark.parametrize("groups, channels, kind", [(1, 8, None), (8, 8, "depthwise"), (2, 8, None), (2, 12, "odd_groups"), (4, 8, "odd_groups")])
+def test_groups_must_be_multiples_of_4_channels(tmp_path, groups, channels, kind):
+    module = Lambda(lambda m, x: m.c(x), c=nn.Conv2d(channels, channels, 3, groups=groups))
+    model = graph.load(export(tmp_path, module, (1, channels, 5, 5)))
+    assert graph.conv_kind(next(iter(model.graph))) == kind
+
+
+def test_layout_ops_are_aliases_and_only_compute_is_observed(tmp_path):
+    model = graph.load(export(tmp_path, Stem(), (1, 400)))
+    observed, aliases = graph.worth_observing(model), graph.aliases(model)
+    assert not set(observed) & set(aliases)
+    produced = {v.name: node.op_type for node in model.graph for v in node.outputs}
+    assert "Erf" not in {produced.get(name) for name in observed}
+    for node in model.graph:
+        if node.op_type in ("Conv", "MatMul"):
+            for value in (node.inputs[0], node.outputs[0]):
+                assert aliases.get(value.name, value.name) in observed
