@@ -579,6 +579,8 @@ def conv_kind(node: ir.Node) -> str | None:
 # --------------------------------------------------------------------------- value-preserving ops
 
 LAYOUT_OPS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+COPY_OPS = (*LAYOUT_OPS, "Concat", "Expand", "Gather", "Pad", "Slice", "Split")  # values go through unchanged
+LOOP_OPS = ("LSTM", "GRU")
 
 
 def aliases(model: ir.Model) -> dict[str, str]:

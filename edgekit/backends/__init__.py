@@ -47,6 +47,7 @@ class EngineKit:
         onnx: the float graph in the target's form.
         int8: layers to compute in INT8, and the activations fused to them.
         fp32: layers that must not run in FP16.
+        fp16: the other layers that compute, except loops.
         ranges: {tensor: Range} of every tensor that those INT8 layers read or write.
     """
 
@@ -54,6 +55,7 @@ class EngineKit:
     onnx: Path
     int8: tuple[str, ...]
     fp32: tuple[str, ...]
+    fp16: tuple[str, ...]
     ranges: Mapping[str, Range]
 
 

@@ -167,10 +167,15 @@ def lower(kit: Kit, out: Path) -> None:
 
 
 def _precisions(engine: EngineKit) -> dict[str, str]:
-    """{layer: precision}; `*` is every other layer."""
-    precisions = {"*": "fp16", **dict.fromkeys(engine.fp32, "fp32"), **dict.fromkeys(engine.int8, "int8")}
+    """{layer: precision}.
+
+    Every layer that computes is named, rather than `*`: a default would also bind the parser's own
+    layers, such as the inside of an LSTM's loop, and `obey` fails where one has no such kernel.
+    Without a precision of its own, a layer between two tensors with scales might run in INT8.
+    """
+    precisions = {**dict.fromkeys(engine.fp16, "fp16"), **dict.fromkeys(engine.fp32, "fp32"), **dict.fromkeys(engine.int8, "int8")}
     for name in precisions:
-        if name != "*" and not SAFE_NAME.fullmatch(name):
+        if not SAFE_NAME.fullmatch(name):
             raise EdgekitError(f"engine `{engine.name}`: layer name `{name}` cannot stand in a trtexec command")
     return precisions
 
@@ -181,10 +186,11 @@ def _flags(engine: EngineKit, precisions: Mapping[str, str], workspace_mib: int)
     flags = [f"--onnx={folder}/model.onnx", "--fp16"]
     if engine.int8:
         flags += ["--int8", f"--calib={folder}/{CACHE_NAME}"]
+    if precisions:
+        listed = ",".join(f"{name}:{precision}" for name, precision in precisions.items())
+        flags += ["--precisionConstraints=obey", f"--layerPrecisions={listed}"]
     return [
         *flags,
-        "--precisionConstraints=obey",
-        "--layerPrecisions=" + ",".join(f"{name}:{precision}" for name, precision in precisions.items()),
         f"--memPoolSize=workspace:{workspace_mib}",
         "--profilingVerbosity=detailed",
         "--buildOnly",

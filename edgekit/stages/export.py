@@ -50,12 +50,15 @@ def run(job: Job) -> None:
         model = graph.load(path)
         _check(target, name, model)
         mine = layers[name]
+        named = {*mine["int8"], *mine["fused"], *mine["fp32"]}
+        others = [node.name for node in model.graph if node.op_type not in (*graph.COPY_OPS, *graph.LOOP_OPS) and node.name not in named]
         kits.append(
             backends.EngineKit(
                 name=name,
                 onnx=path,
                 int8=(*mine["int8"], *mine["fused"]),
                 fp32=tuple(mine["fp32"]),
+                fp16=tuple(others),
                 ranges={tensor: Range(ranges[name][tensor]["low"], ranges[name][tensor]["high"]) for tensor in mine["tensors"]},
             )
         )
