@@ -300,7 +300,7 @@ def test_nan_in_a_weight_is_refused_by_name(run, loaded, tmp_path, importance):
     state = load_file(bad / "model.safetensors")
     state["lstm_a.weight_hh_l0"][0, 0] = float("nan")
     save_file(state, bad / "model.safetensors")
-    with pytest.raises(CheckpointError, match="lstm_a.weight_hh_l0"):
+    with pytest.raises(CheckpointError, match=r"lstm_a\.weight_hh_l0"):
         run(bad, importance=importance, macs=0.7)
 
 
@@ -312,6 +312,16 @@ def test_a_clip_that_cannot_be_used_stops_taylor(run):
 
     with pytest.raises(DataError):
         run(data=Silent(), importance="taylor", macs=0.7)
+
+
+def test_clips_without_the_models_labels_stop_taylor(run):
+    class Other(Noise):
+        def clip(self, id):
+            clip = super().clip(id)
+            return Clip(clip.id, clip.frames, clip.fps, clip.audio, clip.sample_rate_hz, {"arousal": 0.1})
+
+    with pytest.raises(DataError, match="none of the labels o, a, v"):
+        run(data=Other(), importance="taylor", macs=0.7)
 
 
 def test_without_prune_the_files_of_load_are_copied(run, loaded):
@@ -343,7 +353,7 @@ def test_magnitude_alone_reads_no_data(planned):
 
 
 def test_taylor_reads_training_clips_of_the_calibration_set(planned):
-    spec, files, opened = planned("importance: taylor, macs: 0.7")
+    _spec, files, opened = planned("importance: taylor, macs: 0.7")
     assert opened == [("toy_clips", "train", None)] and set(files) == {"data"}
 
 
