@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import math
+import re
 import struct
 import unicodedata
 import zlib
@@ -27,8 +28,8 @@ MAX_LISTED = 200
 VERDICTS = {
     "pass": ("✓", "Pass", "every gate holds"),
     "pending-device": ("◔", "Pending device", "every gate holds in host simulation; the engines are still to be built and checked on the device"),
-    "inconclusive": ("?", "Inconclusive", "the intervals are too wide to say that every gate holds: not flashable"),
-    "fail": ("✗", "Fail", "a gate is missed: not flashable"),
+    "inconclusive": ("?", "Inconclusive", "cannot be decided, the interval reaches beyond the limit; not flashable"),
+    "fail": ("✗", "Fail", "missed; not flashable"),
 }
 
 
@@ -168,6 +169,9 @@ class _Page:
         simulated = self.report.get("measured_on") == "host-simulated"
         note = "<strong>host-simulated</strong>: the device’s numbers, computed on the build machine; nothing here was measured on the device" if simulated else f"measured on <strong>{esc(self.report.get('measured_on', ''))}</strong>"
         gates = self.report.get("gates")
+        missed = list(dict.fromkeys(gate["name"] for gate in gates or [] if gate["verdict"] == self.report.get("verdict") != "pass"))
+        if missed:
+            meaning = f"{', '.join(missed)} {VERDICTS[self.report['verdict']][2]}"
         if gates is not None and not gates:
             meaning = "the recipe has no gates" + ("; the engines are still to be built and checked on the device" if kind == "pending-device" else "")
         return (
@@ -201,18 +205,18 @@ class _Page:
         words = {"pass": "✓ pass", "fail": "✗ fail", "inconclusive": "? inconclusive"}
         rows = []
         for gate in gates:
-            band = "exact" if gate.get("low") == gate.get("high") and gate.get("low") is not None else self.interval(gate["metric"], [gate.get("low"), gate.get("high")])
             verdict = str(gate.get("verdict"))
+            band = "exact" if gate.get("low") == gate.get("high") and gate.get("low") is not None else self.interval(gate["metric"], [gate.get("low"), gate.get("high")])
             rows.append(
                 [
                     f"<code>{esc(gate['name'])}</code>",
-                    f"{esc(gate['kind'].replace('_', ' '))} {self.number(gate['metric'], gate['limit'])}",
+                    f'<span class="chip {esc(verdict)}">{esc(words.get(verdict, verdict))}</span>',
                     self.number(gate["metric"], gate.get("value"), signed=gate["kind"].startswith("max_") and "_" in gate["kind"]),
                     band,
-                    f'<span class="chip {esc(verdict)}">{esc(words.get(verdict, verdict))}</span>',
+                    f"{esc(gate['kind'].replace('_', ' '))} {self.number(gate['metric'], gate['limit'])}",
                 ]
             )
-        table = _table("Gates of the recipe", ["Gate", "Limit", "Value", "95 % interval", "Verdict"], rows, numeric=(2, 3))
+        table = _table("Gates of the recipe", ["Gate", "Verdict", "Value", "95 % interval", "Limit"], rows, numeric=(2, 3))
         return table + '<p class="note">A gate passes when the bad end of its interval is within the limit, fails when the value itself is beyond it, and is inconclusive in between. Increases and decreases are of the INT8 artifact against the original float model.</p>'
 
     def costs(self) -> str:
@@ -235,7 +239,7 @@ class _Page:
                 change = drops[cost].get(name, {})
                 cells.append(f"{self.number(name, change.get('value'), signed=True)} {self.interval(name, [change.get('low'), change.get('high')], signed=True)}")
             table.append(cells)
-        return f'<div class="pair">{chart}{_table("Change of every metric", ["Metric", *COSTS.values()], table, numeric=(1, 2, 3))}</div>'
+        return f'<div class="pair lean">{chart}{_table("Change of every metric", ["Metric", *COSTS.values()], table, numeric=(1, 2, 3))}</div>'
 
     def accuracy(self) -> str:
         if not self.metrics:
@@ -265,14 +269,14 @@ class _Page:
         for tag in dict.fromkeys(s["tag"] for s in slices):
             mine = [s for s in slices if s["tag"] == tag]
             name = mine[0]["metric"]
-            title = "Signal-to-noise ratio in dB" if tag == "snr_db" else str(tag)
+            title = "SNR in dB" if tag == "snr_db" else str(tag)
             chart = _bars(mine, f"{self.label(name)} by {title}", lambda x, name=name: self.number(name, x))
             rows = [
-                [esc(s["value"]), str(s["n"]), *(self.number(name, s[row]) for row in ROWS), f"{self.number(name, s['total']['value'], signed=True)} {self.interval(name, [s['total']['low'], s['total']['high']], signed=True)}"]
+                [esc(_minus(s["value"])), str(s["n"]), *(self.number(name, s[row]) for row in ROWS), f"{self.number(name, s['total']['value'], signed=True)} {self.interval(name, [s['total']['low'], s['total']['high']], signed=True)}"]
                 for s in mine
             ]
             table = _table(f"{self.label(name)} by {title}", [title, "Clips", *ROWS.values(), "INT8 − float"], rows, numeric=(1, 2, 3, 4, 5))
-            parts.append(f'<h3>{esc(title)}</h3><div class="pair">{chart}{table}</div>')
+            parts.append(f'<h3>{esc(title)}</h3><div class="pair lean">{chart}{table}</div>')
         return "".join(parts)
 
     def coverage(self) -> str:
@@ -296,7 +300,7 @@ class _Page:
         details = ""
         if rows:
             rest = f"<p>and {len(rows) - MAX_LISTED} more in <code>coverage.json</code></p>" if len(rows) > MAX_LISTED else ""
-            details = f"<details><summary>{len(rows)} layers stay in float, and why</summary>{_table('Layers in float', ['Engine', 'Layer', 'Why'], rows[:MAX_LISTED])}{rest}</details>"
+            details = f"<details><summary>{_layers(len(rows))} in float, and why</summary>{_table('Layers in float', ['Engine', 'Layer', 'Why'], rows[:MAX_LISTED])}{rest}</details>"
         return f'{lead}<div class="pair">{"".join(charts)}</div>{details}'
 
     def parity(self) -> str:
@@ -451,7 +455,7 @@ def _bars(slices: Sequence[Mapping[str, Any]], title: str, show: Callable[[float
         if s["low"] is not None and s["high"] is not None:
             at = centre + width / 2
             body.append(f'<line class="error" x1="{at:.1f}" x2="{at:.1f}" y1="{y(s["low"]):.1f}" y2="{y(s["high"]):.1f}"/>')
-        body.append(f'<text x="{centre:.1f}" y="{bottom + 16}" text-anchor="middle" class="small">{esc(str(s["value"])[:14])}</text><text x="{centre:.1f}" y="{bottom + 30}" text-anchor="middle" class="small faint">n {s["n"]}</text>')
+        body.append(f'<text x="{centre:.1f}" y="{bottom + 16}" text-anchor="middle" class="small">{esc(_minus(s["value"])[:14])}</text><text x="{centre:.1f}" y="{bottom + 30}" text-anchor="middle" class="small faint">n {s["n"]}</text>')
     body.append(_legend((("float", "Float"), ("artifact", "INT8, 95 % interval")), 236))
     said = "; ".join(f"{s['value']}: {_strip_tags(show(s['float']))} float, {_strip_tags(show(s['artifact']))} INT8" for s in slices)
     return _svg(244, title, said, "".join(body))
@@ -572,6 +576,15 @@ def esc(value: Any, lines: bool = False) -> str:
     return html.escape(text, quote=True)
 
 
+def _layers(count: int) -> str:
+    return "1 layer stays" if count == 1 else f"{count} layers stay"
+
+
+def _minus(text: Any) -> str:
+    """A range such as "-5 to 0" with true minus signs; other texts as they are."""
+    return str(text).replace("-", "−") if re.fullmatch(r"-?[\d.]+( to -?[\d.]+)?", str(text)) else str(text)
+
+
 def _strip_tags(text: str) -> str:
     return "not finite" if text.startswith("<") else text
 
@@ -617,9 +630,9 @@ def _share(value: float | None, whole: float | None) -> str:
 
 STYLE = """
 :root{--bg:#f7f7f5;--card:#fff;--ink:#1b1f24;--soft:#59626d;--line:#dcdfe3;--float:#5b6675;--pruned:#17728a;--artifact:#b84c10;--total:#6b3fa0;
---good:#17703a;--good-bg:#e2f3e7;--bad:#b3261e;--bad-bg:#fbe6e4;--warn:#855600;--warn-bg:#fdf0d5;--info:#1c5fa8;--info-bg:#e3eefb;--track:#d9dde2;--link:#1c5fa8}
+--good:#17703a;--good-bg:#e2f3e7;--bad:#b3261e;--bad-bg:#fbe6e4;--warn:#855600;--warn-bg:#fdf0d5;--info:#1c5fa8;--info-bg:#e3eefb;--track:#d9dde2;--shade:#1b1f2438;--link:#1c5fa8}
 @media(prefers-color-scheme:dark){:root{--bg:#14171b;--card:#1d2126;--ink:#e8eaed;--soft:#a3acb7;--line:#343a42;--float:#a7b1be;--pruned:#5cc0d8;--artifact:#f29a5f;--total:#c3a2f0;
---good:#7bd99a;--good-bg:#173222;--bad:#ff9c93;--bad-bg:#3d1d1b;--warn:#f2c46d;--warn-bg:#382b10;--info:#8fc1ff;--info-bg:#182c45;--track:#3a414a;--link:#8fc1ff}}
+--good:#7bd99a;--good-bg:#173222;--bad:#ff9c93;--bad-bg:#3d1d1b;--warn:#f2c46d;--warn-bg:#382b10;--info:#8fc1ff;--info-bg:#182c45;--track:#3a414a;--shade:#000a;--link:#8fc1ff}}
 *{box-sizing:border-box}html{-webkit-text-size-adjust:100%}
 body{margin:0 auto;max-width:70rem;padding:1rem clamp(.9rem,3vw,2rem) 3rem;background:var(--bg);color:var(--ink);font:1rem/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:1rem 0 .3rem;overflow-wrap:anywhere}h1 small{font-size:1rem;font-weight:400;color:var(--soft)}
@@ -637,11 +650,14 @@ nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1rem;list-style:none;margin:.8rem 0
 .big{font-size:1.9rem;font-weight:650;margin:.2rem 0 0;line-height:1.1;font-variant-numeric:tabular-nums}.unit{font-size:.9rem;font-weight:400;color:var(--soft);margin-left:.4rem}.card .ci{margin:.1rem 0 .6rem}
 dl{margin:0}.card dl div{display:flex;justify-content:space-between;gap:.5rem;font-size:.88rem;border-top:1px solid var(--line);padding:.22rem 0}dt{color:var(--soft)}dd{margin:0;font-variant-numeric:tabular-nums;text-align:right}
 .ci{color:var(--soft);font-size:.82rem;white-space:nowrap}.bad{color:var(--bad);font-weight:600;fill:var(--bad)}
-.scroll{overflow-x:auto;margin:.4rem 0 1rem;min-width:0}table{border-collapse:collapse;width:100%;font-size:.9rem;background:var(--card);border:1px solid var(--line)}
+/* the shadows at the sides show that a table goes on; the covers in front of them move with its ends */
+.scroll{overflow-x:auto;margin:.4rem 0 1rem;min-width:0;background:linear-gradient(90deg,var(--bg) 40%,transparent) 0 0/2rem 100% local no-repeat,linear-gradient(270deg,var(--bg) 40%,transparent) 100% 0/2rem 100% local no-repeat,linear-gradient(90deg,var(--shade),transparent) 0 0/.8rem 100% no-repeat,linear-gradient(270deg,var(--shade),transparent) 100% 0/.8rem 100% no-repeat}
+table{border-collapse:collapse;width:100%;font-size:.9rem;border:1px solid var(--line)}
 caption{text-align:left;color:var(--soft);font-size:.85rem;padding:0 0 .3rem}th,td{padding:.38rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 thead th{font-weight:600;color:var(--soft);white-space:nowrap}tbody th{font-weight:500}td code,th code{overflow-wrap:normal}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .n .ci{display:block}.chip{white-space:nowrap;border-radius:1rem;padding:.1rem .6rem;font-weight:600}.chip.pass{background:var(--good-bg);color:var(--good)}.chip.fail{background:var(--bad-bg);color:var(--bad)}.chip.inconclusive{background:var(--warn-bg);color:var(--warn)}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1rem;align-items:start}
+.pair>*{min-width:0}.pair.lean{grid-template-columns:1fr}@media(min-width:62rem){.pair.lean{grid-template-columns:minmax(0,2fr) minmax(0,3fr)}}
 figure{margin:0;min-width:0}.chart{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem;max-width:34rem}.chart figcaption{font-weight:600;font-size:.9rem;margin-bottom:.4rem}
 svg{display:block;width:100%;height:auto}svg text{font-size:12px;fill:var(--ink);font-family:inherit}svg text.small{font-size:11px}svg text.faint{fill:var(--soft)}
 .float{--c:var(--float)}.pruned{--c:var(--pruned)}.artifact{--c:var(--artifact)}.total{--c:var(--total)}.track{--c:var(--track)}
@@ -652,6 +668,6 @@ svg{display:block;width:100%;height:auto}svg text{font-size:12px;fill:var(--ink)
 .clip img{width:100%;height:auto;border-radius:.3rem;display:block;image-rendering:auto}.wave{margin:.4rem 0}.wave path{stroke:var(--pruned);stroke-width:1.4;fill:none}
 .facts div{display:grid;grid-template-columns:minmax(8rem,13rem) 1fr;gap:.3rem 1rem;padding:.3rem 0;border-bottom:1px solid var(--line);font-size:.9rem}.facts dd{text-align:left;min-width:0;overflow-wrap:anywhere}
 pre{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.8rem;overflow-x:auto;overflow-wrap:normal}details{margin:.6rem 0}summary{cursor:pointer;padding:.3rem 0}footer{margin-top:3rem;color:var(--soft);font-size:.85rem}
-@media(max-width:44rem){.cards{grid-template-columns:1fr}.facts div{grid-template-columns:1fr}body{padding-top:.7rem}}
+@media(max-width:44rem){th,td{padding:.35rem .4rem}table{font-size:.84rem}.ci{font-size:.76rem}.cards{grid-template-columns:1fr}.facts div{grid-template-columns:1fr}body{padding-top:.7rem}}
 @media print{body{max-width:none}nav,.skip{display:none}section{break-inside:avoid}}
 """

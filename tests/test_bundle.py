@@ -167,7 +167,7 @@ def test_cut_and_foreign_files_are_refused(folder, tmp_path):
                           "no tar": zstandard.compress(b"hello" * 400), "flipped": whole[:40] + b"\xff\xff" + whole[42:]}.items():  # fmt: skip
         path = tmp_path / f"{name}.tar.zst"
         path.write_bytes(content)
-        with pytest.raises(IntegrityError, match="zstd|tar|missing|sha256|manifest"):
+        with pytest.raises(IntegrityError, match=r"zstd|tar|missing|sha256|manifest"):
             open_bundle(path).verify()
 
 

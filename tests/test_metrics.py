@@ -16,13 +16,13 @@ def rng():
 
 def brute_mae(labels, predictions):
     clip = lambda x: max(-1.0, min(1.0, x))  # noqa: E731
-    return sum(abs(clip(p) - clip(y)) for y, p in zip(labels, predictions)) / len(labels)
+    return sum(abs(clip(p) - clip(y)) for y, p in zip(labels, predictions, strict=True)) / len(labels)
 
 
 def brute_f1(labels, predictions):
     total = 0.0
     for positive in (False, True):
-        pairs = [((y > 0) == positive, (p > 0) == positive) for y, p in zip(labels, predictions)]
+        pairs = [((y > 0) == positive, (p > 0) == positive) for y, p in zip(labels, predictions, strict=True)]
         tp = sum(t and g for t, g in pairs)
         precision = tp / max(1, sum(g for _, g in pairs))
         recall = tp / max(1, sum(t for t, _ in pairs))
@@ -33,7 +33,7 @@ def brute_f1(labels, predictions):
 
 def brute_corr(labels, predictions):
     n, my, mp = len(labels), sum(labels) / len(labels), sum(predictions) / len(predictions)
-    cov = sum((y - my) * (p - mp) for y, p in zip(labels, predictions)) / n
+    cov = sum((y - my) * (p - mp) for y, p in zip(labels, predictions, strict=True)) / n
     sy = math.sqrt(sum((y - my) ** 2 for y in labels) / n)
     sp = math.sqrt(sum((p - mp) ** 2 for p in predictions) / n)
     return cov / (sy * sp)
@@ -44,7 +44,7 @@ def brute_accuracy(cuts):
         edges = [-math.inf, *cuts, math.inf]
         return next(i for i in range(len(edges) - 1) if edges[i] < x <= edges[i + 1])
 
-    return lambda ys, ps: 100 * sum(interval(y) == interval(p) for y, p in zip(ys, ps)) / len(ys)
+    return lambda ys, ps: 100 * sum(interval(y) == interval(p) for y, p in zip(ys, ps, strict=True)) / len(ys)
 
 
 BRUTE = {
@@ -72,7 +72,7 @@ def test_a_metric_equals_its_definition_written_out(name, rng):
 def test_a_metric_scores_many_resamples_at_once_as_one_by_one(name, rng):
     labels, predictions = rng.uniform(-1, 1, (5, 40)), rng.uniform(-1, 1, (5, 40))
     at_once = METRICS[name].fn(labels, predictions)
-    np.testing.assert_array_equal(at_once, [METRICS[name].fn(y, p) for y, p in zip(labels, predictions)])
+    np.testing.assert_array_equal(at_once, [METRICS[name].fn(y, p) for y, p in zip(labels, predictions, strict=True)])
 
 
 def test_zero_is_in_the_left_class_and_cut_points_close_their_interval_on_the_right():
@@ -116,7 +116,7 @@ def test_constant_predictions_correlate_with_nothing():
 
 
 def test_correlation_with_constant_labels_is_refused():
-    with pytest.raises(DataError, match="all 3 labels are 0.2"):
+    with pytest.raises(DataError, match=r"all 3 labels are 0\.2"):
         METRICS["corr"]([0.2, 0.2, 0.2], [0.1, 0.2, 0.3])
 
 

@@ -163,6 +163,7 @@ def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: 
     low, high = data.clip(data.ids[int(np.argmin(labels))]), data.clip(data.ids[int(np.argmax(labels))])
     tensors: Arrays = {}
     described = []
+    pairs = model.flow.get("states", {})
     for clip, parent, how in (
         (low, None, "as recorded"),
         (high, None, "as recorded"),
@@ -172,7 +173,6 @@ def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: 
         if any(known["id"] == clip.id for known in described):
             continue  # one clip may be both lowest and highest
         states: dict[str, list] = {}
-        pairs = model.flow.get("states", {})
 
         def keep(engine: str, feeds: Any, outputs: Any, states: dict = states) -> None:
             for pair in pairs.get(engine, []):
@@ -201,7 +201,7 @@ def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: 
 
 def _shorter(clip: Clip) -> Clip:
     n, height, width = clip.frames.shape[:3]
-    top, left = height // 5, width // 9
+    top, left = height // 5, width // 3  # off centre and of another aspect, so that swapped axes show
     frames = clip.frames[: max(1, 2 * n // 3), top : max(top + 1, height - 2), left : max(left + 1, width - 1)]
     return Clip(f"{clip.id}~shorter", frames.copy(), clip.fps, clip.audio[: max(1, 61 * len(clip.audio) // 100)].copy(), clip.sample_rate_hz, clip.labels, clip.tags)
 

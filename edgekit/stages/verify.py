@@ -8,6 +8,7 @@ key, so a changed gate never runs a model again.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,7 +49,6 @@ def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Sour
 
 
 def run(job: Job) -> None:
-    import numpy as np
     from safetensors.numpy import load_file
 
     # They need numpy, which a plan of a warm cache must not load.
@@ -63,6 +63,7 @@ def run(job: Job) -> None:
         raise DataError(f"{data.source}: other clips than the float reference ran on", "run the build again")
 
     got = _run_artifact(job, flow, data)
+    parity = _parity(flow, want, got, data.ids)
     artifact_golden, engines, layers = _look_inside(job, flow, golden, reference["golden"])
     primary = flow["primary"]
     labels = want[f"label/{primary}"]
@@ -88,7 +89,7 @@ def run(job: Job) -> None:
         "bootstrap": {"resamples": job.spec["resamples"], "seed": job.spec["seed"], "level": 0.95, "paired_over": "clips"},
         "metric_info": {name: {"unit": m.unit, "direction": m.direction, "title": m.title} for name, m in scores.items()},
         "other_outputs": _other_outputs(flow, want, got, scores),
-        "parity": _parity(flow, want, got, data.ids),
+        "parity": parity,
         "engines": engines,
         "layers": layers,
         "coverage": _coverage(read_json(job.inputs["export"] / "coverage.json")),
@@ -181,7 +182,7 @@ def _look_inside(
     rows = [
         {"engine": engine, "layer": layers[engine][tensor][0], "op": layers[engine][tensor][1], "sqnr_db": _sqnr(signal, noise), "max_abs": worst if math.isfinite(noise) else math.nan}
         for (engine, tensor), (signal, noise, worst) in energy.items()
-        if not noise == 0  # untouched layers are no news; NaN noise is
+        if noise != 0  # untouched layers are no news; NaN noise is
     ]
     rows.sort(key=lambda row: (not math.isnan(row["sqnr_db"]), row["sqnr_db"]))
     return answers, engines, rows[:WORST_LAYERS]
@@ -300,7 +301,7 @@ def _bins(tag: str, values: list[Any]) -> Iterable[tuple[str, float | None, floa
         edges = [float(SNR_BIN_DB * i) for i in range(first, max(last, first + 1) + 1)]
     else:
         edges = sorted({numbers[round(i * (len(numbers) - 1) / 4)] for i in range(5)})
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         is_last = high == edges[-1]
         member = [v is not None and low <= v and (v < high or (is_last and v == high)) for v in values]
         yield f"{low:g} to {high:g}", low, high, member
