@@ -216,6 +216,8 @@ class Cache:
             if blob.is_file() and artifact.file_digest(blob) == sha256:
                 os.link(blob, temporary)
                 temporary.replace(path)
+                # rename(2) between two links of one file does nothing: a stage may have linked an input through
+                temporary.unlink(missing_ok=True)
                 return
         except FileNotFoundError:
             pass  # gc was faster
@@ -227,6 +229,7 @@ class Cache:
         with contextlib.suppress(OSError):
             os.link(path, temporary)
             temporary.replace(blob)
+            temporary.unlink(missing_ok=True)
 
     # keeping house
 
