@@ -58,6 +58,8 @@ def run_flow(
         lengths = {len(values) for values in each.values()}
         if len(lengths) != 1:
             raise EdgekitError(f"engine `{engine}`: `each` runs over axes of different lengths {sorted(lengths)}")
+        if step.get("runs", *lengths) not in lengths:
+            raise EdgekitError(f"engine `{engine}`: `runs` is {step['runs']}, `each` has length {lengths.pop()}")
         collected: dict[str, list[np.ndarray]] = {port: [] for port in step.get("stack", {})}
         outputs = {}
         for i in range(lengths.pop()):
@@ -72,12 +74,20 @@ def run_flow(
 
 
 def runs_per_window(flow: dict[str, Any]) -> dict[str, int]:
-    """How often each engine runs for one window: {engine: runs}."""
+    """How often each engine runs for one window: {engine: runs}.
+
+    A step whose `each` reads what an engine gave, whose length flow.json does not hold, says it in `runs`.
+
+    Raises:
+        EdgekitError: it does not.
+    """
     runs: dict[str, int] = {}
     lengths = {name: want["shape"][0] for name, want in flow["inputs"].items() if want["shape"]}
     for step in flow["steps"]:
         each = list(step.get("each", {}).values())
-        count = lengths[each[0]] if each else 1
+        count = step.get("runs", lengths.get(each[0]) if each else 1)
+        if count is None:
+            raise EdgekitError(f"flow.json: engine `{step['engine']}` runs over `{each[0]}`, whose length is not known", "add `runs` to the step")
         for name in step.get("stack", {}).values():
             lengths[name] = count
         runs[step["engine"]] = runs.get(step["engine"], 0) + count

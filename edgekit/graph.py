@@ -442,7 +442,6 @@ def insert_qdq(model: ir.Model, layers: Iterable[str], ranges: Mapping[str, Rang
     Raises:
         EdgekitError: a layer has no such range, or is not a Conv with a constant weight.
     """
-    import onnx_ir as ir
 
     model = model.clone(deep_copy=True)
     edit = Editor(model)

@@ -324,7 +324,7 @@ def _row(array: np.ndarray | None, width: int) -> np.ndarray | None:
 # --------------------------------------------------------------------------- layout
 
 ELEMENTWISE = frozenset(
-    "Abs Add Clip Div Elu Erf Exp HardSigmoid HardSwish LeakyRelu Log Max Min Mul Neg PRelu Pow Relu Sigmoid Softplus Sqrt Sub Tanh".split()
+    ["Abs", "Add", "Clip", "Div", "Elu", "Erf", "Exp", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Max", "Min", "Mul", "Neg", "PRelu", "Pow", "Relu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Tanh"]
 )
 
 

@@ -89,3 +89,18 @@ def test_a_step_that_asks_for_an_unknown_tensor_is_refused():
     flow = {**FLOW, "steps": FLOW["steps"][1:]}
     with pytest.raises(EdgekitError, match="`features`, which no earlier step gives"):
         run_flow(flow, {"head": head}, {"video": VIDEO, "gain": np.ones(1)})
+
+
+def test_a_step_over_an_engines_output_says_how_often_it_runs():
+    steps = [
+        {"engine": "clip", "feed": {"x": "gain"}, "give": {"y": "frames"}},
+        {"engine": "step", "each": {"x": "frames"}, "stack": {"y": "o"}, "runs": 5},
+    ]
+    flow = {**FLOW, "steps": steps}
+    assert runs_per_window(flow) == {"clip": 1, "step": 5}
+    engines = {"clip": lambda f: {"y": np.zeros((1, 4))}, "step": lambda f: {"y": np.zeros((1,))}}
+    with pytest.raises(EdgekitError, match="`runs` is 5, `each` has length 4"):
+        run_flow(flow, engines, {"video": VIDEO, "gain": np.ones(1)})
+    del steps[1]["runs"]
+    with pytest.raises(EdgekitError, match="add `runs`"):
+        runs_per_window(flow)

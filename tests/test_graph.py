@@ -7,12 +7,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from tests.onnx_nets import Block, Inverted3d, Lambda, Stem, export, feeds, op_counts, run
 from torch import nn
 
 from edgekit import graph
 from edgekit.errors import CheckpointError, EdgekitError
 from edgekit.quant import Numbers, Range, fake_quantize, quantize_weight, scale_of, weight_scales
+from tests.onnx_nets import Block, Inverted3d, Lambda, Stem, export, feeds, op_counts, run
 
 INT8 = {"Conv": {"int8": True, "ranks": [4, 5]}, "Conv.depthwise": {"int8": False}, "Conv.odd_groups": {"int8": False}, "Clip": {"int8": True}}
 

@@ -132,7 +132,7 @@ def lower(kit: Kit, out: Path) -> None:
     numbers = Numbers.from_target(kit.target["numbers"])
     version = version_number(kit.target["runtime"]["version"])
     workspace_mib = kit.target["device"].get("workspace_mib", 1024)
-    sections, builds, kept = [], {}, {}
+    checks, commands, builds = [], [], {}
     for engine in kit.engines:
         folder = out / "engines" / engine.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,10 +147,11 @@ def lower(kit: Kit, out: Path) -> None:
         (folder / "int8_tensors.txt").write_text("".join(f"{name}\n" for name in scales), encoding="ascii", newline="\n")
         flags = _flags(engine, precisions, workspace_mib)
         files = [f"engines/{engine.name}/{name}" for name in ("model.onnx", CACHE_NAME, "int8_tensors.txt")]
-        kept[engine.name] = {name: _sha256(out / name) for name in files}
-        sections.append(_section(engine.name, flags, kept[engine.name]))
-        builds[engine.name] = {"flags": flags, "sha256": kept[engine.name], "int8_layers": len(engine.int8), "fp32_layers": len(engine.fp32)}
-    script = _SCRIPT.replace("@VERSION@", version).replace("@SECTIONS@", "\n".join(sections))
+        digests = {name: _sha256(out / name) for name in files}
+        checks += [f"check {digest} '{name}'" for name, digest in digests.items()]
+        commands.append(_command(engine.name, flags))
+        builds[engine.name] = {"flags": flags, "sha256": digests, "int8_layers": len(engine.int8), "fp32_layers": len(engine.fp32)}
+    script = _SCRIPT.replace("@VERSION@", version).replace("@CHECKS@", "\n".join(checks)).replace("@BUILDS@", "\n\n".join(commands))
     (out / "build.sh").write_text(script, encoding="ascii", newline="\n")
     (out / "build.sh").chmod(0o755)
     write_json(
@@ -197,14 +198,11 @@ def _flags(engine: EngineKit, precisions: Mapping[str, str], workspace_mib: int)
     ]
 
 
-def _section(name: str, flags: list[str], sha256: Mapping[str, str]) -> str:
+def _command(name: str, flags: list[str]) -> str:
+    """The line of build.sh that builds one engine."""
     if not SAFE_NAME.fullmatch(name):
         raise EdgekitError(f"engine name `{name}` cannot stand in a shell script")
-    checks = "\n".join(f"  check {digest} '{path}'" for path, digest in sha256.items())
-    quoted = " \\\n    ".join(f"'{flag}'" for flag in flags)
-    return f"build_{len(name)}_{re.sub('[^A-Za-z0-9]', '_', name)}() {{\n{checks}\n  build '{name}' \\\n    {quoted}\n}}\n" + (
-        f"build_{len(name)}_{re.sub('[^A-Za-z0-9]', '_', name)}"
-    )
+    return " \\\n  ".join([f"build '{name}'", *(f"'{flag}'" for flag in flags)])
 
 
 def _sha256(path: Path) -> str:
@@ -305,6 +303,8 @@ build() {
   echo "built $work/model.engine"
 }
 
+@CHECKS@
 find_trtexec
-@SECTIONS@
+
+@BUILDS@
 """
