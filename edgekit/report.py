@@ -474,7 +474,7 @@ def _coverage_chart(parts: Sequence[tuple[str, float, float]], title: str) -> st
             f'<rect class="track" x="0" y="{y + 16}" width="{max(width, 1):.1f}" height="12" rx="2"/><rect class="fill artifact" x="0" y="{y + 16}" width="{width * int8 / macs if macs else 0:.1f}" height="12" rx="2"/>'
         )
     height = 40 * len(parts) + 26
-    body.append(_legend((("artifact", "INT8"), ("track", "float")), height - 8))
+    body.append(_legend((("artifact", "INT8"), ("track", "float")), height - 8, x=0.0))
     said = "; ".join(f"{name}: {100 * macs / total:.1f} % of MACs, {100 * int8 / macs if macs else 0:.0f} % of them INT8" for name, macs, int8 in parts)
     return _svg(height, title, said, "".join(body))
 
@@ -548,8 +548,8 @@ def _axis_y(y: Callable[[float], float], ticks: Sequence[float]) -> str:
     return "".join(f'<line class="grid" x1="44" x2="{_WIDTH - 8}" y1="{y(t):.1f}" y2="{y(t):.1f}"/><text class="small faint" x="40" y="{y(t) + 4:.1f}" text-anchor="end">{_tick_text(t)}</text>' for t in ticks)
 
 
-def _legend(entries: Sequence[tuple[str, str]], y: float) -> str:
-    parts, x = [], 44.0
+def _legend(entries: Sequence[tuple[str, str]], y: float, x: float = 44.0) -> str:
+    parts = []
     for tone, text in entries:
         parts.append(f'<rect class="fill {tone}" x="{x}" y="{y - 9}" width="10" height="10" rx="2"/><text class="small" x="{x + 15}" y="{y}">{esc(text)}</text>')
         x += 26 + 7 * len(text)

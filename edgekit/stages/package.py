@@ -7,7 +7,6 @@ or cannot be decided leaves the report and nothing that could be flashed.
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +30,6 @@ SEMANTICS = 1
 TOOLS = ("safetensors",)
 
 BUILT_WITH = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "torch-pruning", "numpy", "safetensors")
-LINK_BYTES = 1 << 20
 NOT_STATED = "not stated"
 
 Row = dict[str, Any]
@@ -175,14 +173,8 @@ def verdict_of(gates: list[Row], build_on: str) -> str:
 
 
 def _place(source: Path, target: Path) -> None:
-    """Put a file into the bundle; a large one shares its bytes with the cache, which holds it read-only anyway."""
+    """Copy a file into the bundle. Publishing shares its bytes with the cache, so nothing is linked here."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if source.stat().st_size >= LINK_BYTES:
-        try:
-            os.link(source, target)
-            return
-        except OSError:
-            pass  # another disk, or no links here
     shutil.copyfile(source, target)
     target.chmod(0o755 if source.stat().st_mode & 0o100 or source.suffix == ".sh" else 0o644)
 

@@ -8,6 +8,7 @@ its own preprocessing and engines with.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -161,14 +162,16 @@ def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: 
     from edgekit.preprocess import preprocess
 
     low, high = data.clip(data.ids[int(np.argmin(labels))]), data.clip(data.ids[int(np.argmax(labels))])
+    video, sound = model.preprocess.get("video", {}), model.preprocess.get("audio", {})
+    window = (video.get("clips", 1) * video.get("frames_per_clip", 1), sound.get("samples", 1))  # frames, samples
     tensors: Arrays = {}
     described = []
     pairs = model.flow.get("states", {})
     for clip, parent, how in (
         (low, None, "as recorded"),
         (high, None, "as recorded"),
-        (_shorter(low), low.id, "cropped to an odd size, fewer frames, less audio than the window: exercises resize, repeats and padding"),
-        (_longer(high), high.id, "stretched to another aspect, more frames, more audio than the window: exercises resize, choice and truncation"),
+        (_shorter(low, *window), low.id, "cropped to an odd size, fewer frames, less audio than the window: exercises resize, repeats and padding"),
+        (_longer(high, *window), high.id, "stretched to another aspect, more frames, more audio than the window: exercises resize, choice and truncation"),
     ):
         if any(known["id"] == clip.id for known in described):
             continue  # one clip may be both lowest and highest
@@ -183,7 +186,7 @@ def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: 
         raw = {"frames": clip.frames} if "video" in model.preprocess else {}
         raw |= {"audio": clip.audio} if "audio" in model.preprocess else {}
         for kind, values in (("raw", raw), ("input", inputs), ("output", outputs), ("state", {k: np.stack(v) for k, v in states.items()})):
-            tensors |= {f"{clip.id}/{kind}/{name}": np.ascontiguousarray(value) for name, value in values.items()}
+            tensors |= {f"{clip.id}/{kind}/{name}": np.array(value, order="C") for name, value in values.items()}
         described.append(
             {
                 "id": clip.id,
@@ -199,22 +202,26 @@ def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: 
     return tensors, described
 
 
-def _shorter(clip: Clip) -> Clip:
+def _shorter(clip: Clip, n_frames: int, n_samples: int) -> Clip:
+    """Fewer frames and samples than the window takes, cropped off centre and to another aspect, so that swapped axes show."""
     n, height, width = clip.frames.shape[:3]
-    top, left = height // 5, width // 3  # off centre and of another aspect, so that swapped axes show
-    frames = clip.frames[: max(1, 2 * n // 3), top : max(top + 1, height - 2), left : max(left + 1, width - 1)]
-    return Clip(f"{clip.id}~shorter", frames.copy(), clip.fps, clip.audio[: max(1, 61 * len(clip.audio) // 100)].copy(), clip.sample_rate_hz, clip.labels, clip.tags)
+    top, left = height // 5, width // 3
+    frames = clip.frames[: max(1, 2 * min(n, n_frames) // 3), top : max(top + 1, height - 2), left : max(left + 1, width - 1)]
+    audio = clip.audio[: max(1, 61 * min(len(clip.audio), n_samples) // 100)]
+    return replace(clip, id=f"{clip.id}~shorter", frames=frames.copy(), audio=audio.copy())
 
 
-def _longer(clip: Clip) -> Clip:
+def _longer(clip: Clip, n_frames: int, n_samples: int) -> Clip:
+    """More frames and samples than the window takes, played back and forth, at a size that is no multiple of the model's."""
     import numpy as np
 
     n, height, width = clip.frames.shape[:3]
     rows = np.arange(3 * height // 2 + 1) * height // (3 * height // 2 + 1)
     columns = np.arange(5 * width // 4 + 1) * width // (5 * width // 4 + 1)
-    frames = np.concatenate([clip.frames, clip.frames[-(n // 4 + 1) :][::-1]])[:, rows][:, :, columns]
-    audio = np.concatenate([clip.audio, clip.audio[: len(clip.audio) // 3 + 1]])
-    return Clip(f"{clip.id}~longer", np.ascontiguousarray(frames), clip.fps, audio, clip.sample_rate_hz, clip.labels, clip.tags)
+    there_and_back = np.r_[np.arange(n), np.arange(n)[::-1]]
+    frames = clip.frames[np.resize(there_and_back, 5 * max(n, n_frames) // 4 + 1)][:, rows][:, :, columns]
+    audio = np.resize(clip.audio, 4 * max(len(clip.audio), n_samples) // 3 + 1)
+    return replace(clip, id=f"{clip.id}~longer", frames=np.ascontiguousarray(frames), audio=audio)
 
 
 def _size(model: FloatModel) -> dict[str, Any]:

@@ -173,17 +173,6 @@ def test_the_same_job_makes_the_same_bundle(inputs, tmp_path):
     assert (a / "manifest.json").read_bytes() == (b / "manifest.json").read_bytes()
 
 
-def test_large_files_share_their_bytes_with_the_cache(inputs, tmp_path):
-    import shutil
-
-    export = tmp_path / "export"
-    shutil.copytree(inputs["export"], export)
-    (export / "engines/eye/model.onnx").write_bytes(bytes(2 << 20))
-    bundle = run(tmp_path, {**inputs, "export": export})
-    assert (bundle / "engines/eye/model.onnx").stat().st_ino == (export / "engines/eye/model.onnx").stat().st_ino
-    assert (bundle / "build.sh").stat().st_ino != (export / "build.sh").stat().st_ino
-
-
 def test_packaging_loads_no_torch_and_no_runtime(inputs, tmp_path):
     code = f"""
 import sys

@@ -80,6 +80,7 @@ def test_golden_clips_hold_raw_tensors_answers_and_states(ran, models):
         assert list(raw.shape) == clip["raw"]["frames"] and raw.dtype == np.uint8
         again = preprocess(spec, Clip(clip["id"], raw, clip["fps"], np.zeros(1, np.int16), clip["sample_rate_hz"], {}))
         np.testing.assert_array_equal(again["video"], golden[f"{clip['id']}/input/video"])
+        assert golden[f"{clip['id']}/output/o"].shape == (), "a number stays a number"
         assert golden[f"{clip['id']}/state/step/h_out"].shape == (4, 1, 1, 16), "one state per run of the engine"
     labels = [data.clip(i).labels["o"] for i in data.ids]
     assert described[0]["labels"]["o"] == min(labels) and described[1]["labels"]["o"] == max(labels)
@@ -95,11 +96,12 @@ def test_golden_clips_come_in_raw_sizes_that_are_not_the_models_own(ran):
 
 def test_cut_and_stretched_clips_pad_and_truncate():
     clip = MadeUp(2).clip("clip-000")
-    shorter, longer = reference._shorter(clip), reference._longer(clip)
-    assert len(shorter.audio) < 400 < len(clip.audio) < len(longer.audio)
-    assert len(shorter.frames) < len(clip.frames) < len(longer.frames)
+    for frames, samples in ((8, 400), (100, 9000), (2, 20)):  # windows around, above and below the clip
+        shorter, longer = reference._shorter(clip, frames, samples), reference._longer(clip, frames, samples)
+        assert len(shorter.audio) < samples < len(longer.audio)
+        assert len(shorter.frames) < frames < len(longer.frames)
     one = Clip("x", np.zeros((1, 1, 1, 3), np.uint8), 1.0, np.zeros(1, np.int16), 16000, {"o": 0.0})
-    assert reference._shorter(one).frames.size and reference._longer(one).frames.size
+    assert reference._shorter(one, 8, 400).frames.size and reference._longer(one, 8, 400).frames.size
 
 
 def test_an_unpruned_model_runs_once(models, tmp_path, monkeypatch):
