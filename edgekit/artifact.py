@@ -7,6 +7,7 @@ at any time; `cache.Cache` says where it lives.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -155,7 +156,8 @@ class DigestMemory:
             temporary.replace(self.path)
             self.is_dirty = False
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def _is_mark(mark: Any) -> bool:

@@ -7,6 +7,7 @@ Field descriptions become the JSON Schema that editors complete from.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -171,7 +172,8 @@ class Recipe(Schema):
         path = self.resolve(value)
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
-            near = sorted(str(file.relative_to(self.dir)) for file in path.parent.glob(f"*{path.suffix}")) if path.parent.is_dir() else []
+            files = path.parent.glob(f"*{path.suffix}") if path.parent.is_dir() else ()
+            near = sorted(os.path.relpath(file, self.dir) for file in files if file.is_file())
             raise RecipeError(f"{self.where(dotted)}: `{dotted}` {what}: {path}", document.suggestion(value, near) or "paths are relative to the recipe")
         return path
 
