@@ -111,7 +111,7 @@ def observe(
             histogram.update(values, f"clip {clip_id}: engine `{engine}`, tensor `{name}`")
 
     count = 0
-    for clip_id, inputs in clips:
+    for clip_id, inputs in clips:  # noqa: B007 - tap names it
         run_flow(dict(flow), sessions, inputs, tap)
         count += 1
     if not count:

@@ -26,7 +26,6 @@ from typing import Any
 from edgekit.backends import EngineKit, Kit
 from edgekit.errors import DataError, EdgekitError
 from edgekit.formats import write_json
-from edgekit.quant import Numbers, scale_of
 
 CACHE_NAME = "calibration.cache"
 ALGORITHM = "EntropyCalibration2"
@@ -129,6 +128,9 @@ def lower(kit: Kit, out: Path) -> None:
     Raises:
         EdgekitError: a name that trtexec's command line cannot carry.
     """
+    # Here and not at the top: it needs numpy, and a plan asks this module for `problems`.
+    from edgekit.quant import Numbers, scale_of
+
     numbers = Numbers.from_target(kit.target["numbers"])
     version = version_number(kit.target["runtime"]["version"])
     workspace_mib = kit.target["device"].get("workspace_mib", 1024)

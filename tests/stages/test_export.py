@@ -113,7 +113,7 @@ def test_a_graph_that_was_not_rewritten_is_refused(root, made):
         path = root / f"quantize/engines/{engine}/float.onnx"
         path.parent.mkdir(parents=True)
         path.write_bytes((made / f"calibrate/engines/{engine}/float.onnx").read_bytes())
-    with pytest.raises(TargetError, match="(LayerNormalization|InstanceNormalization).*should have been rewritten"):
+    with pytest.raises(TargetError, match=r"(LayerNormalization|InstanceNormalization).*should have been rewritten"):
         run(export, root, {"target": TARGET}, NEEDS)
 
 
