@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit import artifact, stages, target as targets
+from edgekit import artifact, stages
+from edgekit import target as targets
 from edgekit.bundle import pack
 from edgekit.cache import Cache, Entry
 from edgekit.errors import EdgekitError, IntegrityError, UsageError

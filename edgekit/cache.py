@@ -8,7 +8,7 @@
       locks/                    one builder per key; entries in use, which gc leaves alone
       history/<recipe>.json     the keys of a recipe's last build, for `edgekit why`
       digests.json              sha256 of files seen before
-      data/                     clips of generated data sets
+      data/  training/          clips of generated data sets, states of `edgekit train`; gc leaves them
 
 An entry is published by one rename after its stage returned, so it is whole or absent. One
 that was damaged afterwards counts as absent. Failures are never kept.
@@ -255,13 +255,13 @@ class Cache:
         return history if isinstance(history, dict) and isinstance(history.get("stages"), dict) else {}
 
     def size(self) -> int:
-        """Bytes of everything in the cache, a hard-linked file once."""
+        """Bytes of all that gc looks after, a hard-linked file once."""
         return sum(_unique_files(self.root).values()) if self.root.is_dir() else 0
 
     def gc(self, keep_bytes: int) -> tuple[list[str], int]:
         """Delete least recently used entries and old scratch until at most `keep_bytes` are left.
 
-        Entries in use and builds under way are never touched; generated data sets (`data/`) stay.
+        Entries in use and builds under way are never touched; `data/` and `training/` stay.
 
         Returns:
             (what was removed, bytes freed).
@@ -418,11 +418,11 @@ def _last_used_ns(path: Path) -> int:
 
 
 def _unique_files(folder: Path) -> dict[tuple[int, int], int]:
-    """{(device, inode): bytes} below `folder`, without generated data sets."""
+    """{(device, inode): bytes} below `folder`, without what gc does not look after."""
     sizes = {}
     for parent, folders, files in os.walk(folder):
-        if parent == str(folder) and "data" in folders:
-            folders.remove("data")
+        if parent == str(folder):
+            folders[:] = [name for name in folders if name not in ("data", "training")]
         for name in files:
             with contextlib.suppress(OSError):
                 status = os.lstat(os.path.join(parent, name))

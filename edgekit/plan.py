@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit import stages, target as targets
+from edgekit import stages
+from edgekit import target as targets
 from edgekit.artifact import Source
 from edgekit.cache import Cache, Entry, key_of
 from edgekit.errors import IntegrityError, ToolMissing
