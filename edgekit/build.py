@@ -19,7 +19,7 @@ from edgekit import artifact, stages
 from edgekit import target as targets
 from edgekit.bundle import pack
 from edgekit.cache import Cache, Entry
-from edgekit.errors import EdgekitError, IntegrityError, UsageError
+from edgekit.errors import EdgekitError, IntegrityError, RecipeError, UsageError
 from edgekit.plan import Draft, make_drafts, make_step, read_ops, require_tools
 from edgekit.progress import note
 from edgekit.recipe import Recipe, load_recipe
@@ -77,6 +77,8 @@ def run_stages(recipe: Recipe, cache: Cache) -> tuple[dict[str, Entry], list[str
             ran += [name] if did_run else []
             if name == "load":
                 targets.check(target, read_ops(done[name]))  # before anything slow
+    except RecipeError as error:
+        raise recipe.locate(error) from None
     finally:
         cache.remember(recipe.name, {name: entry.parts for name, entry in done.items()})
     return done, ran

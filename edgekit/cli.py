@@ -59,6 +59,11 @@ def command(owner: typer.Typer, **options: Any) -> Callable[[CommandT], CommandT
             except EdgekitError as error:
                 complain(error)
                 raise typer.Exit(error.exit_code) from None
+            except ModuleNotFoundError as error:
+                if error.name is None or error.name.partition(".")[0] == "edgekit":
+                    raise
+                complain(ToolMissing(f"the package `{error.name}` is not installed here", "`edgekit doctor` says what to install"))
+                raise typer.Exit(ToolMissing.exit_code) from None
             except KeyboardInterrupt:
                 print("interrupted; what was finished is kept", file=sys.stderr)
                 raise typer.Exit(130) from None

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from edgekit.build import Result
 from edgekit.plan import Plan
+from edgekit.recipe import GATES
 
 ROWS = ("float", "pruned", "artifact")
 TITLES = {"float": "float", "pruned": "pruned", "artifact": "INT8"}
@@ -47,7 +48,7 @@ def show_report(console: Console, name: str, report: dict[str, Any]) -> None:
         values = [sizes.get(row, {}).get(key) for row in ROWS]
         if any(value is not None for value in values):
             table.add_row(label, *("" if value is None else shown(value) for value in values), "")
-    for metric in report["metrics"].get("float", {}):
+    for metric in sorted(report["metrics"].get("float", {}), key=_gate_order):
         values = [report["metrics"].get(row, {}).get(metric) for row in ROWS]
         change = report.get("drops", {}).get("total", {}).get(metric)
         table.add_row(metric, *(number(value) for value in values), interval(change))
@@ -63,7 +64,8 @@ def show_gates(console: Console, gates: list[dict[str, Any]]) -> None:
     for gate in gates:
         mark, style = ("pass", "green") if gate["pass"] else ("FAIL", "red")
         between = interval(gate) if gate.get("low") is not None else number(gate.get("value"))
-        console.print(f"  [{style}]{mark}[/]  {escape(gate['name'])}  {between}, limit {limit(gate['limit'])}", highlight=False)
+        name = f"{gate['name']} {gate['kind']}" if "kind" in gate else gate["name"]
+        console.print(f"  [{style}]{mark}[/]  {escape(name)}  {between}, limit {limit(gate['limit'])}", highlight=False)
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -91,20 +93,26 @@ def show_rows(console: Console, columns: Iterable[str], rows: Iterable[Iterable[
 def show_bundle(console: Console, path: Path, manifest: dict[str, Any], report: dict[str, Any]) -> None:
     """What is in a bundle whose hashes have been checked."""
     console.print(f"{escape(str(path))}: {len(manifest['files'])} files, every sha256 matches", highlight=False, soft_wrap=True)
-    for key in ("name", "target", "verdict", "created_by", "edgekit", "licence"):
-        if isinstance(manifest.get(key), str):
-            console.print(f"  {key}: {escape(manifest[key])}", highlight=False)
+    target, model, versions = (manifest.get(key) or {} for key in ("target", "model", "versions"))
+    runtime = target.get("runtime") or {}
+    facts = {
+        "target": f"{target.get('name')}, {runtime.get('name')} {runtime.get('version')}, built on the {target.get('build_on')}",
+        "model": f"{model.get('model')} {model.get('config_name')}",
+        "made with": ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
+    }
+    for key, text in facts.items():
+        console.print(f"  {key}: {escape(text)}", highlight=False, soft_wrap=True)
     rows = [(name, megabytes(entry["size"]), entry["sha256"][:12]) for name, entry in sorted(manifest["files"].items())]
     show_rows(console, ("file", "size", "sha256"), rows)
     show_report(console, str(manifest.get("name", path.name)), report)
 
 
 def millions(count: float) -> str:
-    return f"{count / 1e6:,.2f} M" if count >= 1e4 else f"{count:,.0f}"
+    return f"{count / 1e6:,.2f} M" if count >= 1e6 else f"{count / 1e3:,.1f} k"
 
 
 def megabytes(size: float) -> str:
-    return f"{size / 1e6:,.2f} MB" if size >= 1e4 else f"{size / 1e3:,.1f} kB"
+    return f"{size / 1e6:,.2f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
 
 
 def number(value: Any) -> str:
@@ -116,6 +124,10 @@ def interval(change: dict[str, Any] | None) -> str:
         return ""
     ends = "" if change.get("low") is None else f" [{change['low']:+.4f}, {change['high']:+.4f}]"
     return escape(f"{change['value']:+.4f}{ends}")
+
+
+def _gate_order(metric: str) -> tuple[int, str]:
+    return (GATES.index(metric) if metric in GATES else len(GATES), metric)
 
 
 def limit(value: Any) -> str:

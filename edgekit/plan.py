@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit import stages
+from edgekit import models, stages
 from edgekit import target as targets
 from edgekit.artifact import Source
 from edgekit.cache import Cache, Entry, key_of
-from edgekit.errors import IntegrityError, ToolMissing
+from edgekit.document import suggestion
+from edgekit.errors import IntegrityError, RecipeError, ToolMissing
 from edgekit.recipe import Recipe
 from edgekit.target import Target
 
@@ -96,7 +97,13 @@ def make_plan(recipe: Recipe, cache: Cache) -> Plan:
 
 def make_drafts(recipe: Recipe, target: Target) -> dict[str, Draft]:
     """Every stage's reading of the recipe, so that a missing data set is found before any training."""
-    return {name: _draft(name, recipe, target) for name in stages.STAGES}
+    if recipe.load.model not in models.MODELS:
+        hint = suggestion(recipe.load.model, list(models.MODELS))
+        raise RecipeError(f"{recipe.where('load.model')}: unknown model `{recipe.load.model}`", hint)
+    try:
+        return {name: _draft(name, recipe, target) for name in stages.STAGES}
+    except RecipeError as error:
+        raise recipe.locate(error) from None
 
 
 def make_step(draft: Draft, done: dict[str, Entry], cache: Cache) -> Step:

@@ -156,6 +156,14 @@ class Recipe(Schema):
         """`file:line` of a key, for messages: `where("load.checkpoint")`."""
         return self._document.where(dotted)
 
+    def locate(self, error: RecipeError) -> RecipeError:
+        """Put `file:line` before an error that starts with a key, such as "`load.config`: ...", as stages raise them."""
+        named = re.match(r"`([a-z0-9_]+(?:\.[a-z0-9_]+)*)`", error.message)
+        if named and named[1].partition(".")[0] in Recipe.model_fields:
+            error.message = f"{self.where(named[1])}: {error.message}"
+            error.args = (error.message,)
+        return error
+
     def resolve(self, path: str) -> Path:
         """A path in the recipe, seen from here."""
         return self.dir / path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -79,7 +80,7 @@ def test_a_build_on_a_terminal_shows_the_closing_table(workspace, fake_stages):
         "sizes": {row: {"parameters": 5.0e6, "macs": macs, "bytes": size} for row, macs, size in (("float", 3e8, 20e6), ("pruned", 2.1e8, 14e6), ("artifact", 2.1e8, 4e6))},
         "drops": {"total": {"mae": {"value": 0.005, "low": 0.001, "high": 0.009}}},
     }
-    screen = Console(record=True, width=120, file=open(os.devnull, "w"))
+    screen = Console(record=True, width=120, file=io.StringIO())
     console.show_report(screen, "toy", report)
     text = screen.export_text()
     for piece in ("toy: pass", "float", "pruned", "INT8", "300.00 M", "210.00 M", "4.00 MB", "0.1000", "0.1050", "+0.0050 [+0.0010, +0.0090]", "pass  mae.max_increase", "80.0%", "320 clips"):
@@ -151,6 +152,15 @@ def test_an_interrupt_is_130_without_a_traceback(run, fake_stages):
     fake_stages.run_prune = run_prune
     result = run("build", RECIPE)
     assert result.exit_code == 130 and "interrupted" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_missing_package_is_5_and_points_at_doctor(run, fake_stages):
+    def run_prune(job):
+        import no_such_package  # noqa: F401
+
+    fake_stages.run_prune = run_prune
+    result = run("build", RECIPE)
+    assert result.exit_code == 5 and "`no_such_package` is not installed here\n  hint: `edgekit doctor`" in result.stderr
 
 
 def test_a_bug_of_ours_is_a_traceback(run, fake_stages):

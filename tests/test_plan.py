@@ -142,6 +142,20 @@ def test_a_missing_file_of_a_late_stage_is_found_before_anything_runs(workspace,
     assert fake_stages.ran == []
 
 
+def test_an_unknown_model_is_told_with_its_line(workspace, fake_stages):
+    with pytest.raises(RecipeError, match=r"^command line `load.model=tinny`: unknown model `tinny`\n  hint: did you mean `tiny`"):
+        edgekit.build("recipes/toy.yaml", ["load.model=tinny"])
+
+
+def test_a_key_that_a_stage_refuses_is_told_with_its_line(workspace, fake_stages):
+    def run(job):
+        raise RecipeError("`quantize.skip`: `nope*` matches no layer")
+
+    fake_stages.run_quantize = run
+    with pytest.raises(RecipeError, match=r"^recipes/toy.yaml:6: `quantize.skip`: `nope\*` matches no layer"):
+        edgekit.build("recipes/toy.yaml")
+
+
 def test_a_missing_tool_is_named_before_its_stage_runs(workspace, fake_stages):
     fake_stages["load"].TOOLS = ("no-such-distribution",)
     recipe = load_recipe("recipes/toy.yaml")
