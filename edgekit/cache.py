@@ -175,6 +175,8 @@ class Cache:
                 shutil.rmtree(scratch, ignore_errors=True)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    scratch.rmdir()  # nothing to resume from
 
     @contextlib.contextmanager
     def resources(self) -> Iterator[None]:
