@@ -49,7 +49,7 @@ PHONEMES = {
     "b": _p(260, 900, 2300, 0.35, 0.12, 1000, 55, 0.0), "d": _p(260, 1700, 2600, 0.35, 0.15, 3500, 50, 0.12),
     "g": _p(260, 1800, 2300, 0.35, 0.15, 2000, 55, 0.2), "_": _p(500, 1500, 2500, 0.0, 0.0, 0, 60, 0.0),
 }  # fmt: skip
-STOPS = frozenset("p t k b d g".split())
+STOPS = frozenset(["p", "t", "k", "b", "d", "g"])
 
 # The sentences: four slots, every word with its phonemes.
 SLOTS: tuple[dict[str, str], ...] = (

@@ -21,25 +21,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from ..artifact import file_digest
 from ..errors import DataError, ResourceError
 from ..progress import track
-from . import Clip, face, noise, speech
+from . import Clip
 
 KEYS = ("seed",)
 # Bump when any byte of any clip changes: it enters cache keys.
 VERSION = 1
-
-SAMPLES, SAMPLE_RATE_HZ = 48_000, speech.SAMPLE_RATE_HZ
-FRAMES, SIZE = 32, 64
-FPS = FRAMES * SAMPLE_RATE_HZ / SAMPLES
-SNR_DB = (-5.0, 20.0)
-LABELS = ("o", "a", "v")
-
-# (number in the random stream, people, share of sentences as [low, high) of a hash in 0..9)
-_SPLITS = {"train": (1, 400, (0, 7)), "calibration": (2, 48, (7, 8)), "test": (3, 100, (8, 10))}
+# Everything in the set is edgekit's own work.
+LICENCE = "CC0-1.0"
 
 
 def open_split(description: dict, split: str, limit: int | None, cache_root: Path) -> SyntheticAV:
@@ -57,6 +48,7 @@ class SyntheticAV:
 
     name = "synthetic_av"
     metrics = ("mae", "f1", "corr")
+    licence = LICENCE
 
     def __init__(self, seed: int, split: str, count: int, data_root: Path, source: Path):
         self.seed, self.split, self.count, self.source = seed, split, count, source
@@ -76,9 +68,11 @@ class SyntheticAV:
         path = self.folder / f"{id}.npz"
         if file_digest(path) != path.with_suffix(".sha256").read_text():
             raise DataError(f"{path}: not the file that was generated", "remove it, and it is made again")
+        import numpy as np
+
         with np.load(path, allow_pickle=False) as stored:
             meta = json.loads(str(stored["meta"]))
-            return Clip(id, stored["frames"], FPS, stored["audio"], SAMPLE_RATE_HZ, meta["labels"], meta["tags"])
+            return Clip(id, stored["frames"], meta["fps"], stored["audio"], meta["sample_rate_hz"], meta["labels"], meta["tags"])
 
     def _missing(self) -> list[int]:
         return [k for k, id in enumerate(self.ids) if not (self.folder / f"{id}.sha256").is_file()]
@@ -138,12 +132,18 @@ def _generate(seed: int, split: str, indices: list[int], folder: Path) -> Iterat
 
 
 def _write(seed: int, split: str, k: int, folder: Path) -> None:
+    import numpy as np
+
+    # Not at the top: `edgekit plan` opens the set for its digest, and must start without numpy.
+    from .scene import make_clip
+
     clip = make_clip(seed, split, k)
     path = folder / f"{clip.id}.npz"
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            np.savez(file, frames=clip.frames, audio=clip.audio, meta=json.dumps({"labels": clip.labels, "tags": clip.tags}))
+            meta = {"fps": clip.fps, "sample_rate_hz": clip.sample_rate_hz, "labels": clip.labels, "tags": clip.tags}
+            np.savez(file, frames=clip.frames, audio=clip.audio, meta=json.dumps(meta))
         digest = hashlib.sha256(part.read_bytes()).hexdigest()
         part.replace(path)
         stamp = path.with_suffix(f".{os.getpid()}.part")
@@ -152,93 +152,6 @@ def _write(seed: int, split: str, k: int, folder: Path) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise ResourceError(f"{path}: cannot be written ({error.strerror})", "free some disk space") from error
-
-
-def make_clip(seed: int, split: str, k: int, size: int = SIZE, frames: int = FRAMES) -> Clip:
-    """Clip `k` of a split, by arithmetic alone. `size` and `frames` change the camera, not the scene."""
-    number, people, _ = _SPLITS[split]
-    rng = np.random.default_rng([seed, number, 1, k])
-    person = int(rng.integers(people))
-    identity, voice = draw_person(seed, split, person)
-    sentence, phonemes = _sentence(rng, split)
-    labels = draw_labels(rng)
-    snr_db = float(rng.uniform(*SNR_DB))
-
-    wave, opening = speech.speak(phonemes, voice, labels["a"], SAMPLES, rng)
-    mixed = noise.mix_at_snr(wave, noise.car_noise(SAMPLES, rng), snr_db)
-    # The recorder's gain varies; it never clips.
-    audio = np.rint(mixed / np.abs(mixed).max() * rng.uniform(0.3, 0.95) * 32767).astype(np.int16)
-    motion = _motion(rng, labels["v"], opening, frames)
-    pixels = face.render(identity, motion, size, rng)
-    tags = {"snr_db": round(snr_db, 3), "identity": f"{split}-{person:03d}", "voice": f"{split}-{person:03d}", "sentence": sentence}
-    return Clip(f"{split}-{k:05d}", pixels, FPS * frames / FRAMES, audio, SAMPLE_RATE_HZ, labels, tags)
-
-
-def draw_person(seed: int, split: str, person: int) -> tuple[face.Identity, speech.Voice]:
-    """A face and a voice that no other person of any split has."""
-    rng = np.random.default_rng([seed, _SPLITS[split][0], 2, person])
-    return face.draw_identity(rng), speech.draw_voice(rng)
-
-
-def draw_labels(rng: np.random.Generator) -> dict[str, float]:
-    """What face and voice say: the same in three clips of ten, unrelated in the others."""
-    v = rng.uniform(-1, 1)
-    a = np.clip(v + rng.normal(0, 0.15), -1, 1) if rng.random() < 0.3 else rng.uniform(-1, 1)
-    weight_v, weight_a = 0.6 + abs(v), 0.5 + abs(a)
-    o = (weight_v * v + weight_a * a) / (weight_v + weight_a)
-    return {"o": round(float(o), 4), "a": round(float(a), 4), "v": round(float(v), 4)}
-
-
-def _sentence(rng: np.random.Generator, split: str) -> tuple[str, list[str]]:
-    low, high = _SPLITS[split][2]
-    while True:
-        text, phonemes = speech.draw_sentence(rng)
-        # Not hash(): that one is salted per process.
-        if low <= hashlib.sha256(text.encode()).digest()[0] % 10 < high:
-            return text, phonemes
-
-
-def _motion(rng: np.random.Generator, valence: float, opening: np.ndarray, frames: int) -> face.Motion:
-    t = (np.arange(frames) + 0.5) / frames
-
-    def drift(amount: float) -> np.ndarray:
-        rates, phases = rng.uniform(0.3, 2.0, 3), rng.uniform(0, 6.28, 3)
-        return amount * sum(np.sin(6.28 * r * t + p) for r, p in zip(rates, phases, strict=True)) / 3
-
-    # The expression comes up from half its strength, holds, and wavers.
-    onset = rng.uniform(-0.2, 0.25)
-    shown = valence * (0.6 + 0.4 * np.clip((t - onset) / 0.25, 0, 1)) * (1 + drift(0.1))
-    blink = np.zeros(frames)
-    for start in rng.uniform(0, 1, rng.integers(0, 3)):
-        blink = np.maximum(blink, np.clip(1 - np.abs(t - start) / 0.04, 0, 1))
-    occluder = np.zeros((frames, 4))
-    if rng.random() < 0.3:  # a hand or the wheel's rim, for part of the clip
-        start, length = rng.uniform(0, 0.8), rng.uniform(0.15, 0.5)
-        passing = (t >= start) & (t < start + length)
-        path = np.stack([rng.uniform(-0.6, 0.6) + drift(0.2), rng.uniform(-0.3, 0.8) + drift(0.2)], 1)
-        size = rng.uniform(0.15, 0.4, 2)
-        occluder = np.concatenate([path, np.broadcast_to(size, (frames, 2))], 1) * passing[:, None]
-    cabin = rng.uniform(0.08, 0.55)
-    centres = ((np.arange(frames) + 0.5) / frames * len(opening)).astype(int)
-    return face.Motion(
-        valence=shown,
-        mouth_open=opening[centres],
-        blink=blink,
-        x=rng.uniform(-0.1, 0.1) + drift(0.06),
-        y=rng.uniform(-0.1, 0.06) + drift(0.04),
-        roll=rng.uniform(-0.1, 0.1) + drift(0.05),
-        yaw=np.clip(rng.uniform(-0.5, 0.5) + drift(0.3), -1, 1),
-        scale=rng.uniform(0.72, 0.86) + drift(0.02),
-        light=np.clip(rng.uniform(0.6, 1.15) * (1 + drift(0.25)), 0.3, 1.4),
-        light_x=rng.uniform(-1, 1),
-        light_y=rng.uniform(-0.5, 0.5),
-        warmth=rng.uniform(-1, 1),
-        blur_px=rng.uniform(0.4, 1.3) if rng.random() < 0.35 else 0.0,
-        noise=rng.uniform(0.0, 0.03),
-        occluder=occluder,
-        occluder_colour=tuple(rng.uniform(0.05, 0.7, 3)),
-        background=cabin * rng.uniform(0.5, 1.5, (4, 1)) * rng.uniform(0.8, 1.2, (4, 3)),
-    )
 
 
 def _worker(arguments: list[str]) -> None:
