@@ -187,5 +187,6 @@ def _finetuned(job: Job, original: FloatModel, pruned: nn.Module, teacher: nn.Mo
     wish = job.spec["finetune"]
     schedule = training.Schedule(epochs=wish["epochs"], batch=FINETUNE_BATCH, lr=wish.get("lr", FINETUNE_LR), distill=wish["distill"])
     data = cast(Dataset, job.files["data"])
+    pruned = original.model.for_training(pruned)
     tuned = training.finetune(pruned, teacher, original.model.train_forward, data, original.preprocess, schedule, job.scratch)
     return tuned.eval()
