@@ -376,11 +376,12 @@ def _damage(out: Path, files: dict[str, list], read_all: bool) -> str | None:
 
 def _as_resource_error(error: BaseException, root: Path) -> ResourceError | None:
     number = error.errno if isinstance(error, OSError) else None
-    path = error.filename if isinstance(error, OSError) and error.filename else root
+    # Of a copy, `filename` is what was read and `filename2` what could not be written.
+    path = (getattr(error, "filename2", None) or getattr(error, "filename", None)) or root
     # safetensors, torch and onnx report a full disk as errors of their own: believe the text only
     # for those, and the disk itself for the rest.
     text = str(error).lower()
-    is_full = number in _NO_SPACE or "no space left on device" in text or "disk quota exceeded" in text
+    is_full = number in _NO_SPACE or any(words in text for words in ("no space left on device", "disk quota exceeded", "file too large"))
     if is_full or (not isinstance(error, OSError) and _is_disk_full(root) and "write" in text):
         hint = f"free some space, run `edgekit cache gc --keep 5GB`, or put the cache elsewhere with `--cache` (it is {root})"
         return ResourceError(f"{path}: no space left on the disk", hint)

@@ -33,8 +33,8 @@ app = typer.Typer(
 cache_app = typer.Typer(help="Look after the cache.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
-RecipesAndOverrides = Annotated[list[str], typer.Argument(metavar="RECIPE... [KEY.PATH=VALUE...]", help="Recipes, and values that replace theirs, such as prune.macs=0.6.")]
-OneRecipeAndOverrides = Annotated[list[str], typer.Argument(metavar="RECIPE [KEY.PATH=VALUE...]", help="A recipe, and values that replace its own.")]
+RecipesAndOverrides = Annotated[list[str], typer.Argument(metavar="RECIPE|KEY.PATH=VALUE", help="Recipes, and values that replace theirs, such as prune.macs=0.6.")]
+OneRecipeAndOverrides = Annotated[list[str], typer.Argument(metavar="RECIPE|KEY.PATH=VALUE", help="A recipe, and values that replace its own.")]
 CacheRoot = Annotated[Path, typer.Option("--cache", envvar="EDGEKIT_CACHE", help="Cache folder.", show_default=True)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
@@ -172,13 +172,15 @@ def doctor(cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False) -> None:
     else:
         rows = [("ok" if f.ok else "MISSING" if f.required else "-", f.name, f.found, f.needed, f.hint) for f in findings]
         console.show_rows(_stdout(), ("", "what", "found", "needed", "to do"), rows)
+        if all(finding.ok for finding in findings if finding.required):
+            print("everything that is required is here")
     missing = [finding.name for finding in findings if finding.required and not finding.ok]
     if missing:
         raise ToolMissing(f"missing here: {', '.join(missing)}", "install them as the last column says")
 
 
 @command(app)
-def train(recipe: Annotated[list[str], typer.Argument(metavar="TRAINING [KEY.PATH=VALUE...]", help="A training recipe, and values that replace its own.")],
+def train(recipe: Annotated[list[str], typer.Argument(metavar="TRAINING|KEY.PATH=VALUE", help="A training recipe, and values that replace its own.")],
           cache: CacheRoot = DEFAULT_CACHE, quiet: Quiet = False) -> None:  # fmt: skip
     """Train a model from scratch; goes on where a killed run stopped."""
     from edgekit.training import train_from_file
@@ -239,7 +241,9 @@ def gc(keep: Annotated[str, typer.Option(help="How much may stay, such as 20GB."
 
     with Cache(cache) as opened:
         removed, freed = opened.gc(parse_size(keep))
-    print(f"removed {len(removed)} of the oldest, freed {console.megabytes(freed)}")
+        left = opened.size()
+    what = f"removed {len(removed)} of the oldest, freed {console.megabytes(freed)}" if removed or freed else "nothing to remove"
+    print(f"{what}; {console.megabytes(left)} in {cache}")
 
 
 @command(cache_app)

@@ -38,7 +38,8 @@ def show_result(console: Console, result: Result) -> None:
 def show_report(console: Console, name: str, report: dict[str, Any]) -> None:
     """Size, MACs, accuracy from float over pruned to INT8 with interval, gates."""
     verdict = report["verdict"]
-    table = Table(title=f"{name}: {verdict}", title_style=f"bold {VERDICTS.get(verdict, '')}", title_justify="left", box=None, pad_edge=False)
+    console.print(f"{name}: {verdict}", style=f"bold {VERDICTS.get(verdict, '')}", markup=False, highlight=False)
+    table = Table(box=None, pad_edge=False)
     table.add_column("", min_width=12)
     for row in ROWS:
         table.add_column(TITLES[row], justify="right")
@@ -56,7 +57,9 @@ def show_report(console: Console, name: str, report: dict[str, Any]) -> None:
     coverage = report.get("coverage", {})
     if coverage.get("int8_macs") is not None:
         clips = f", {report['n']} clips" if "n" in report else ""
-        console.print(f"  INT8 on {coverage['int8_macs']:.1%} of MACs ({coverage['grade']}), measured on {report['measured_on']}{clips}", highlight=False)
+        measured = report["measured_on"]
+        where = measured if measured == "host-simulated" else f"measured on {measured}"
+        console.print(f"  INT8 on {coverage['int8_macs']:.1%} of MACs ({coverage['grade']}), {where}{clips}", highlight=False)
     show_gates(console, report.get("gates", []))
 
 
@@ -69,9 +72,8 @@ def show_gates(console: Console, gates: list[dict[str, Any]]) -> None:
 
 
 def show_plan(console: Console, plan: Plan) -> None:
-    table = Table(title=f"{plan.recipe.name} for {plan.target.name}", title_justify="left", box=None, pad_edge=False)
-    for column in ("stage", "", "why"):
-        table.add_column(column)
+    console.print(f"{plan.recipe.name} for {plan.target.name}", markup=False, highlight=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
     for step, reason in zip(plan.steps, plan.reasons, strict=True):
         table.add_row(step.stage, "[green]reuse[/]" if step.entry else "[yellow]run[/]", "" if step.entry else escape(reason))
     console.print(table)
@@ -84,7 +86,7 @@ def show_plan(console: Console, plan: Plan) -> None:
 def show_rows(console: Console, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)
@@ -96,7 +98,7 @@ def show_bundle(console: Console, path: Path, manifest: dict[str, Any], report: 
     target, model, versions = (manifest.get(key) or {} for key in ("target", "model", "versions"))
     runtime = target.get("runtime") or {}
     facts = {
-        "target": f"{target.get('name')}, {runtime.get('name')} {runtime.get('version')}, built on the {target.get('build_on')}",
+        "target": f"{target.get('name')}, {runtime.get('name')} {runtime.get('version')}, engines {_built(target.get('build_on'))}",
         "model": f"{model.get('model')} {model.get('config_name')}",
         "made with": ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
     }
@@ -105,6 +107,10 @@ def show_bundle(console: Console, path: Path, manifest: dict[str, Any], report: 
     rows = [(name, megabytes(entry["size"]), entry["sha256"][:12]) for name, entry in sorted(manifest["files"].items())]
     show_rows(console, ("file", "size", "sha256"), rows)
     show_report(console, str(manifest.get("name", path.name)), report)
+
+
+def _built(build_on: Any) -> str:
+    return "to be built on the device: sh build.sh" if build_on == "device" else "built on the host"
 
 
 def millions(count: float) -> str:

@@ -31,7 +31,8 @@ class Finding:
 def examine(cache_root: Path) -> list[Finding]:
     """Python, packages, extras and disk; required things first."""
     python = platform.python_version()
-    findings = [Finding("python", python, ">=3.11", sys.version_info >= (3, 11), True, "apt-get install python3 python3-venv (Debian 12 or later)")]
+    is_new = sys.version_info >= (3, 11)
+    findings = [Finding("python", python, ">=3.11", is_new, True, "" if is_new else "apt-get install python3 python3-venv (Debian 12 or later)")]
     for extra, requirement in requirements():
         findings.append(_package(extra, requirement))
     findings.append(_disk(cache_root))

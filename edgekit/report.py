@@ -342,8 +342,8 @@ class _Page:
                 data = base64.b64encode(clip.strip_png).decode()
                 image = f'<img src="data:image/png;base64,{data}" alt="Four frames of clip {esc(clip.id)}, first to last">'
             wave = _waveform(clip) if clip.envelope else ""
-            said = ", ".join(
-                f"<code>{esc(name)}</code> {_answer(both.get('float'))} float, {_answer(both.get('artifact'))} INT8" for name, both in (answers.get(clip.id) or {}).items()
+            said = "<br>".join(
+                f"<code>{esc(name)}</code> {_answer(both.get('float'))} pruned float, {_answer(both.get('artifact'))} INT8" for name, both in (answers.get(clip.id) or {}).items()
             )
             tags = ", ".join(f"{esc(k)} {esc(f'{v:g}' if isinstance(v, float) else v)}" for k, v in clip.tags.items())
             figures.append(f'<figure class="clip">{image}{wave}<figcaption><strong>{esc(clip.id)}</strong> <small>{esc(clip.how)}</small><br>{said}<br><small>{tags}</small></figcaption></figure>')

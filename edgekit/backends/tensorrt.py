@@ -153,7 +153,7 @@ def lower(kit: Kit, out: Path) -> None:
         checks += [f"check {digest} '{name}'" for name, digest in digests.items()]
         commands.append(_command(engine.name, flags))
         builds[engine.name] = {"flags": flags, "sha256": digests, "int8_layers": len(engine.int8), "fp32_layers": len(engine.fp32)}
-    script = _SCRIPT.replace("@VERSION@", version).replace("@CHECKS@", "\n".join(checks)).replace("@BUILDS@", "\n\n".join(commands))
+    script = _SCRIPT.replace("@VERSION@", version).replace("@RUNTIME@", kit.target["runtime"]["version"]).replace("@CHECKS@", "\n".join(checks)).replace("@BUILDS@", "\n\n".join(commands))
     (out / "build.sh").write_text(script, encoding="ascii", newline="\n")
     (out / "build.sh").chmod(0o755)
     write_json(
@@ -214,7 +214,7 @@ def _sha256(path: Path) -> str:
 _SCRIPT = r"""#!/bin/sh
 # Builds this bundle's TensorRT engines on the device:  sh build.sh [RESULT_FOLDER]
 #
-# Needs trtexec of TensorRT @VERSION@, in $TRTEXEC, on the PATH or in /usr/src/tensorrt/bin.
+# Needs trtexec of TensorRT @RUNTIME@ (it calls itself @VERSION@), in $TRTEXEC, on the PATH or in /usr/src/tensorrt/bin.
 # Leaves RESULT_FOLDER/<engine>/{model.engine,layers.json,build.log}; an engine is there only if
 # every check passed. Exit codes: 2 usage, 4 the builder did not do what was asked,
 # 5 a tool is missing or of another version, 6 a file is missing or changed.
@@ -263,7 +263,7 @@ find_trtexec() {
   fi
   version=$("$TRTEXEC" --help 2>&1 | sed -n 's/.*\[TensorRT v\([0-9]*\)\].*/\1/p' | sed -n 1p)
   [ -n "$version" ] || fail 5 "$TRTEXEC does not say its TensorRT version"
-  [ "$version" = @VERSION@ ] || fail 5 "$TRTEXEC is of TensorRT $version, expected @VERSION@"
+  [ "$version" = @VERSION@ ] || fail 5 "$TRTEXEC is of TensorRT $version, expected @VERSION@ (@RUNTIME@)"
 }
 
 # build ENGINE FLAG...

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 NEEDS = ("export", "verify", "reference", "prune")
-SEMANTICS = 1
+SEMANTICS = 2  # 2: README.txt tells host steps, results and every file
 TOOLS = ("safetensors",)
 
 BUILT_WITH = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "torch-pruning", "numpy", "safetensors")
@@ -39,8 +39,8 @@ def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Sour
     spec = {
         "name": recipe.name,
         "gates": recipe.section("gates") or {},
-        # As edgekit understood it, overrides included; comments and spelling change no bundle.
-        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        # As edgekit understood it, overrides included; comments and spelling change no bundle. Gates stand above.
+        "recipe": recipe.model_dump(mode="json", exclude_none=True, exclude={"gates"}),
         "target": {"name": target.name, "description": target.description, "build_on": target.build_on, "runtime": target.runtime.model_dump(mode="json")},
         "versions": {"edgekit": edgekit.__version__, **{tool: v for tool in BUILT_WITH if (v := _version(tool)) is not None}},
     }
@@ -62,7 +62,8 @@ def run(job: Job) -> None:
     stages = {name: directory_digest(path) for name, path in sorted(job.inputs.items())}
     calibration = {"name": spec["recipe"]["calibrate"]["data"], "split": "calibration", "clips": spec["recipe"]["calibrate"].get("clips"), "sha256": job.files["calibration"].digest()}
     provenance = model.get("provenance", {})
-    recipe = _yaml(spec["recipe"])
+    understood = {**spec["recipe"], "gates": spec["gates"]}
+    recipe = _yaml(understood)
     report = {
         **measured,
         "name": spec["name"],
@@ -108,7 +109,7 @@ def run(job: Job) -> None:
             "model": {key: model.get(key) for key in ("model", "config_name", "pruned", "parameters", "macs")},
             "versions": spec["versions"],
             "stages": stages,
-            "recipe": spec["recipe"],
+            "recipe": understood,
             "data": {"calibration": calibration, "verify": reference["data"]},
             "provenance": provenance,
             "files": file_table(bundle),
@@ -258,14 +259,16 @@ def _readme(report: Row, flow: Row, io: Row, model: Row) -> str:
     lead = report["lead"]
     scores = ", ".join(f"{row} {report['metrics'][key][lead]:.4g}" for row, key in (("float", "float"), ("pruned", "pruned"), ("INT8", "artifact")))
     steps = "\n".join(_step(number, step, io, flow) for number, step in enumerate(flow["steps"], start=1))
-    rates = "".join(f"   - {engine} runs at {hz:.4g} Hz\n" for engine, hz in (flow.get("rates_hz") or {}).items())
+    every = ", ".join(f"{engine} {hz:.4g} Hz" for engine, hz in (flow.get("rates_hz") or {}).items())
+    rates = f"   - rates in a stream: {every}\n" if every else ""
+    host = "".join(_host_step(step) for step in flow.get("host_steps") or [] if step["step"] != "preprocess")
     states = "".join(
         f"   - {engine} keeps a state: feed output `{pair['out']}` back into `{pair['in']}` {pair['shape']}, {pair['init']:g} at the start of a window\n"
         for engine, pairs in (flow.get("states") or {}).items()
         for pair in pairs
     )
     build = (
-        f"2. Build the engines, on the device ({runtime}):\n       sh build.sh\n   It stops if the calibration cache is missing or not used. Engines are tied to this very\n   device and library version: build them again after an update of either."
+        f"2. Build the engines, on the device ({runtime}):\n       sh build.sh\n   It needs trtexec, says what stops it, and leaves result/<engine>/model.engine, layers.json (which\n   precision each layer really got) and build.log. It stops if the calibration cache is missing or\n   not used. Engines are tied to this very device and library version: build them again after an\n   update of either."
         if target["build_on"] == "device"
         else "2. The engines in engines/ are ready to load."
     )
@@ -284,23 +287,34 @@ def _readme(report: Row, flow: Row, io: Row, model: Row) -> str:
    golden.json says how close is close enough (preprocess_max_abs).
 4. Run one window in this order; all engine tensors are float32 with batch 1 in front:
 {steps}
-{rates}{states}5. Compare the outputs with golden.json: `answers` has, per golden clip, the float model's and
-   the simulated INT8 artifact's output. The device computes the float layers in other
-   precisions and orders, so expect the simulated values only up to the size of
-   `parity.max_abs` in report.json.
+{rates}{host}{states}5. Compare the outputs with golden.json: `answers` has, per golden clip, the pruned float model's
+   (`float`) and the simulated INT8 artifact's (`artifact`) output. The device computes the
+   float layers in other precisions and orders, so expect the simulated values only up to the
+   size of `parity.max_abs` in golden.json.
 
 golden.safetensors: 8 bytes little-endian header length, a JSON header
 {{name: {{dtype, shape, data_offsets}}}}, then the tensors, little-endian, row-major.
 
 Files
   manifest.json      every file with sha256 and size, versions, recipe, data, provenance
-  report.json/.html  accuracy, parity, coverage, gates
+  SHA256SUMS         the same sums, as sha256sum checks them
+  report.html .json  accuracy, parity, coverage, gates
+  engines/<name>/    what build.sh builds from: ONNX, scales, precisions per layer
+  build.json         the builder's flags per engine, as build.sh gives them
   flow.json io.json  the order above; names, shapes, units of all tensors
+  preprocess.json    from camera and microphone to tensors, defined by PREPROCESS.txt
+  golden.safetensors real clips, raw, preprocessed and answered; golden.json says what they are
   coverage.json      which layers are declared INT8, and why the others are not
+  names.json         which module a layer comes from, and where each scale comes from
   recipe.yaml        what this was built from
-  LICENSES.md        terms of weights and clips
+  LICENSES.md        terms of weights and clips; licences.json is the same for machines
 The device writes only below result/; nothing else in here should ever change.
 """
+
+
+def _host_step(step: Row) -> str:
+    what = ", ".join(f"{key} {' '.join(value) if isinstance(value, list) else value}" for key, value in step.items() if key not in ("step", "why"))
+    return f"   - the host itself: {step['step']} {what}{' (' + step['why'] + ')' if 'why' in step else ''}\n"
 
 
 def _step(number: int, step: Row, io: Row, flow: Row) -> str:
