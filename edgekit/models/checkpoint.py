@@ -8,6 +8,9 @@ bfloat16; heads that the model does not have. What is not: missing keys, other s
 from __future__ import annotations
 
 import difflib
+import re
+import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +22,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WRAPPERS = ("state_dict", "model_state_dict", "net", "model", "module")
+# What torch.load raises for a file that is cut off or has wrong bytes in it, besides UnpicklingError: nearly anything.
+_DAMAGE = (
+    RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
+    OverflowError, MemoryError, OSError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -35,7 +43,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = state[wrapper]
     import torch
 
-    tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors", f"expected a state dict, or one under {', '.join(WRAPPERS)}")
     if all(k.startswith("module.") for k in tensors):
@@ -59,14 +67,19 @@ def _read_torch(path: Path) -> dict:
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # a damaged header makes torch guess aloud before it fails
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: holds Python objects besides weights, and loading those runs code",
-            "save only `model.state_dict()`, best as .safetensors",
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Operand 149 opens a frame: Python's own pickles begin so, torch's never do.
+        if re.search(r"GLOBAL|call reduce|Can only|operand 149", str(error)):
+            raise CheckpointError(
+                f"{path}: holds Python objects besides weights, and loading those runs code",
+                "save only `model.state_dict()`, best as .safetensors",
+            ) from error
+        raise CheckpointError(f"{path}: not a torch checkpoint", "copy it again; it may be damaged, or another kind of file") from error
+    except _DAMAGE as error:
+        first = type(error).__name__ if isinstance(error, LookupError) or not str(error) else str(error).splitlines()[0]
         raise CheckpointError(f"{path}: not a whole torch checkpoint ({first})", "copy it again; it may be truncated") from error
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict")
@@ -80,8 +93,10 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], where: Path, optio
         optional: keys that a checkpoint may leave out.
 
     Raises:
-        CheckpointError: missing keys, other shapes, or values that are not finite; each by name.
+        CheckpointError: missing keys, other shapes, values that are quantized or not finite; each by name.
     """
+    import torch
+
     own = module.state_dict()
     # BatchNorm's step counters say nothing at inference, and old checkpoints lack them.
     missing = [k for k in own if k not in state and k not in optional and not k.endswith("num_batches_tracked")]
@@ -103,6 +118,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], where: Path, optio
                 f"{where}: `{key}` is {list(state[key].shape)}, this model has {list(value.shape)}",
                 "check `load.config`: the checkpoint is of another size",
             )
+        if key in state and value.is_floating_point() and not (state[key].is_floating_point() and state[key].layout is torch.strided):
+            raise CheckpointError(f"{where}: `{key}` holds {state[key].dtype}, not plain floats", "give the float checkpoint; edgekit quantizes it itself")
     for key in own:
         if key in state and not state[key].isfinite().all():
             bad = int((~state[key].isfinite()).sum())

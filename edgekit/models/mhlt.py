@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
 from ..formats import Engine
 from .blocks.hubert import HubertSize, build_hubert, fold_pos_conv, frames
 from .blocks.mobilenet3d import ROWS_MOBILENETV2_3D, MobileNetV2_3D, Row
@@ -118,9 +119,12 @@ def build(cfg: Config) -> MHLT:
 
 
 def fold(module: MHLT) -> MHLT:
-    """Replace the positional convolution's weight norm by its plain weight, in place."""
+    """Replace the positional convolution's weight norm by its plain weight, and clear pre-training's mask vector, in place."""
     from torch.nn.utils import parametrize
 
+    # Inference never reads the mask, and checkpoints leave it out: at its random start, equal checkpoints would give unequal files.
+    with torch.no_grad():
+        module.audio.masked_spec_embed.zero_()
     conv = module.audio.encoder.pos_conv_embed.conv
     if parametrize.is_parametrized(conv, "weight"):
         parametrize.remove_parametrizations(conv, "weight")
@@ -128,9 +132,14 @@ def fold(module: MHLT) -> MHLT:
 
 
 def normalize_keys(state: Mapping[str, Tensor], cfg: Config) -> dict[str, Tensor]:
-    """Accept the public spellings: HuBERT under `audio.` or `hubert.`, both weight norms, the backbone's own names."""
-    renamed = {}
-    for key, value in state.items():
+    """Accept the public spellings: HuBERT under `audio.` or `hubert.`, both weight norms, the backbone's own names.
+
+    Raises:
+        CheckpointError: two spellings of one weight, or a weight norm over other axes than HuBERT's.
+    """
+    renamed: dict[str, Tensor] = {}
+    for spelling, value in state.items():
+        key = spelling
         if key.startswith("audio.hubert."):
             key = "audio." + key.removeprefix("audio.hubert.")
         elif key.startswith("hubert."):
@@ -139,8 +148,10 @@ def normalize_keys(state: Mapping[str, Tensor], cfg: Config) -> dict[str, Tensor
             key = "audio." + key
         elif key.startswith("features."):
             key = "video." + key
-        if key.startswith(("classifier.", "video.classifier.")) or key == "audio.masked_spec_embed":
+        if key.startswith(("classifier.", "video.classifier.")) or key in ("masked_spec_embed", "audio.masked_spec_embed"):
             continue  # the backbone's own classes, and pre-training's mask: not part of MHLT
+        if key in renamed:
+            raise CheckpointError(f"`{key}` is there twice, once as `{spelling}`", "keep one of the two encoders in the checkpoint")
         renamed[key] = value
     return fold_pos_conv(renamed, "audio.")
 

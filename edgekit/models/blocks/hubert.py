@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ...errors import CheckpointError
+
 CONV_KERNELS = (10, 3, 3, 3, 3, 2, 2)
 CONV_STRIDES = (5, 2, 2, 2, 2, 2, 2)
 POS_CONV = "encoder.pos_conv_embed.conv"
@@ -64,6 +66,9 @@ def fold_pos_conv(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Write the positional convolution's weight norm, in either spelling, into one plain weight.
 
     The norm is taken over all but the kernel axis (dim 2): g is [1, 1, k], v is [out, in / groups, k].
+
+    Raises:
+        CheckpointError: g has another shape; over another axis it would broadcast to wrong weights.
     """
     base = f"{prefix}{POS_CONV}"
     spellings = (
@@ -74,6 +79,8 @@ def fold_pos_conv(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     for g_key, v_key in spellings:
         if g_key in folded and v_key in folded:
             g, v = folded.pop(g_key).float(), folded.pop(v_key).float()
+            if v.dim() != 3 or g.shape != (1, 1, v.shape[2]):
+                raise CheckpointError(f"`{g_key}` is {list(g.shape)} for a weight of {list(v.shape)}, expected [1, 1, kernel]", "the norm is taken per kernel tap (dim=2)")
             # clamp_min: an all-zero tap has norm 0 and weight 0, not NaN.
             folded[f"{base}.weight"] = g * v / v.norm(dim=(0, 1), keepdim=True).clamp_min(1e-30)
     return folded
