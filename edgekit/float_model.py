@@ -12,8 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import graph, models
-from .flow import runs_per_window
+from . import models
 from .formats import Engine, Shape, read_json, write_json
 
 if TYPE_CHECKING:
@@ -74,6 +73,9 @@ def save_float_model(directory: Path, module: nn.Module, model: str, config, con
     """
     from safetensors.torch import save_file
 
+    # Imported here: they need numpy, and a plan imports the stages that open float models.
+    from . import graph
+    from .flow import runs_per_window
     from .models import narrow
 
     definition = models.get(model)

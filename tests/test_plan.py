@@ -147,6 +147,24 @@ def test_an_unknown_model_is_told_with_its_line(workspace, fake_stages):
         edgekit.build("recipes/toy.yaml", ["load.model=tinny"])
 
 
+def test_an_unknown_configuration_is_told_with_its_line_before_anything_runs(workspace, fake_stages):
+    from edgekit.stages import load
+
+    fake_stages["load"].plan = load.plan
+    with pytest.raises(RecipeError, match=r"^recipes/toy.yaml:3: `load.config`: model `tiny` has no configuration `tinny`\n  hint: did you mean `tiny`"):
+        recipe = workspace / "recipes/toy.yaml"
+        recipe.write_text(recipe.read_text().replace("config: tiny", "config: tinny"))
+        edgekit.build("recipes/toy.yaml")
+    assert fake_stages.ran == []
+
+
+def test_the_configurations_that_a_plan_knows_are_the_models_own():
+    from edgekit import models
+
+    assert set(models.CONFIG_NAMES) == {name for name, module in models.MODELS.items() if module.startswith("edgekit.")}
+    assert {name: tuple(models.get(name).CONFIGS) for name in models.CONFIG_NAMES} == models.CONFIG_NAMES
+
+
 def test_a_key_that_a_stage_refuses_is_told_with_its_line(workspace, fake_stages):
     def run(job):
         raise RecipeError("`quantize.skip`: `nope*` matches no layer")
@@ -179,7 +197,7 @@ try:
     make_plan(recipe, Cache(sys.argv[1]))
 except EdgekitError as error:
     print(error)
-print("heavy:", sorted({"torch", "transformers", "onnx", "onnxruntime", "scipy"} & set(sys.modules)))
+print("heavy:", sorted({"numpy", "torch", "transformers", "onnx", "onnxruntime", "scipy"} & set(sys.modules)))
 """
     ran = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr

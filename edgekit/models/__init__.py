@@ -18,11 +18,17 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
+from ..document import suggestion
 from ..errors import RecipeError
 
 MODELS = {
     "mhlt": "edgekit.models.mhlt",
     "tiny": "edgekit.models.tiny",
+}
+# The keys of each CONFIGS, so that a plan refuses a wrong name without importing torch.
+CONFIG_NAMES = {
+    "mhlt": ("default", "small", "tiny"),
+    "tiny": ("default", "tiny"),
 }
 
 
@@ -33,8 +39,19 @@ def get(name: str) -> ModuleType:
         RecipeError: no such model; the message lists those there are.
     """
     if name not in MODELS:
-        raise RecipeError(f"`load.model`: unknown model `{name}`", f"known models: {', '.join(sorted(MODELS))}")
+        raise RecipeError(f"`load.model`: unknown model `{name}`", suggestion(name, sorted(MODELS)))
     return import_module(MODELS[name])
+
+
+def require_config(name: str, config_name: str) -> None:
+    """Refuse a configuration that a model of CONFIG_NAMES does not have; imports nothing.
+
+    Raises:
+        RecipeError: no such configuration; the message lists those there are.
+    """
+    known = CONFIG_NAMES.get(name)
+    if known is not None and config_name not in known:
+        raise RecipeError(f"`load.config`: model `{name}` has no configuration `{config_name}`", suggestion(config_name, known))
 
 
 def config(name: str, config_name: str):
@@ -45,5 +62,5 @@ def config(name: str, config_name: str):
     """
     configs = get(name).CONFIGS
     if config_name not in configs:
-        raise RecipeError(f"`load.config`: model `{name}` has no configuration `{config_name}`", f"it has: {', '.join(configs)}")
+        raise RecipeError(f"`load.config`: model `{name}` has no configuration `{config_name}`", suggestion(config_name, list(configs)))
     return configs[config_name]
