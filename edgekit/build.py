@@ -5,6 +5,7 @@ Read this first; `plan.py` says how a key is made, `cache.py` how an entry is ke
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 from edgekit import artifact, stages
 from edgekit import target as targets
 from edgekit.bundle import pack
-from edgekit.cache import Cache, Entry
+from edgekit.cache import Cache, Entry, require_folder
 from edgekit.errors import EdgekitError, IntegrityError, RecipeError, UsageError
 from edgekit.plan import Draft, make_drafts, make_step, read_ops, require_tools
 from edgekit.progress import note
@@ -59,6 +60,8 @@ def build(recipe: str | Path | Recipe, overrides: Iterable[str] = (), cache_root
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides, cache_root)
+    require_folder(Path(out), "--out")
+    _require_ours(Path(out) / recipe.name)
     with Cache(recipe.cache_root) as cache:
         done, ran = run_stages(recipe, cache)
         bundle, archive, report = deliver(recipe.name, done["package"], cache, Path(out))
@@ -77,11 +80,19 @@ def run_stages(recipe: Recipe, cache: Cache) -> tuple[dict[str, Entry], list[str
             ran += [name] if did_run else []
             if name == "load":
                 targets.check(target, read_ops(done[name]))  # before anything slow
-    except RecipeError as error:
-        raise recipe.locate(error) from None
-    finally:
-        cache.remember(recipe.name, {name: entry.parts for name, entry in done.items()})
+    except BaseException as error:
+        with contextlib.suppress(EdgekitError):  # what went wrong first is what is told
+            _remember(recipe, done, cache)
+        if isinstance(error, RecipeError):
+            raise recipe.locate(error) from None
+        raise
+    _remember(recipe, done, cache)
     return done, ran
+
+
+def _remember(recipe: Recipe, done: dict[str, Entry], cache: Cache) -> None:
+    """Note what was built, for `edgekit why`."""
+    cache.remember(recipe.name, {name: entry.parts for name, entry in done.items()})
 
 
 def reuse_or_run(draft: Draft, done: dict[str, Entry], cache: Cache) -> tuple[Entry, bool]:
@@ -140,8 +151,7 @@ def deliver(name: str, package: Entry, cache: Cache, out: Path) -> tuple[Path, P
 
 def _replace(source: Path, bundle: Path, archive: Path | None, stale: Path) -> None:
     """Everything is written aside first; then the old bundle makes room by renames."""
-    if bundle.is_symlink() or (bundle.exists() and not (bundle / "report.json").is_file()):
-        raise UsageError(f"{bundle}: exists and is not a bundle of ours", "move it away, or build elsewhere with `--out`")
+    _require_ours(bundle)
     bundle.parent.mkdir(parents=True, exist_ok=True)
     new, old = (bundle.with_name(f".{bundle.name}.{word}.{os.getpid()}") for word in ("new", "old"))
     packed = bundle.with_name(f".{bundle.name}.tar.zst.{os.getpid()}")
@@ -163,6 +173,12 @@ def _replace(source: Path, bundle: Path, archive: Path | None, stale: Path) -> N
         packed.unlink(missing_ok=True)
         for folder in (new, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_ours(bundle: Path) -> None:
+    """Refuse to replace what no build of ours left there."""
+    if bundle.is_symlink() or (bundle.exists() and not (bundle / "report.json").is_file()):
+        raise UsageError(f"{bundle}: exists and is not a bundle of ours", "move it away, or build elsewhere with `--out`")
 
 
 def _holds(bundle: Path, files: dict[str, str]) -> bool:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from edgekit import artifact
-from edgekit.errors import EdgekitError, IntegrityError, ResourceError
+from edgekit.errors import EdgekitError, IntegrityError, ResourceError, UsageError
 from edgekit.progress import note
 
 DEFAULT_ROOT = Path(".edgekit")
@@ -47,6 +47,18 @@ def key_of(parts: dict[str, Any]) -> str:
         parts: {stage, semantics, spec, inputs: {stage: digest}, files: {name: digest}, tools: {name: version}}.
     """
     return f"{parts['stage']}-{artifact.sha256_of(parts)}"
+
+
+def require_folder(path: Path, option: str) -> None:
+    """Refuse a place that is no folder and cannot become one, before hours of work go there.
+
+    Raises:
+        UsageError: it, or a parent of it, is a file.
+    """
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists() or folder.is_symlink())
+    if not nearest.is_dir():
+        why = "not a folder" if nearest == path else f"cannot be made, {nearest} is not a folder"
+        raise UsageError(f"{path}: {why}", f"give another place with `{option}`")
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,7 @@ class Cache:
 
     def __init__(self, root: str | Path = DEFAULT_ROOT):
         self.root = Path(root)
+        require_folder(self.root, "--cache")
         self._held: dict[str, IO] = {}
         artifact.MEMORY.attach(self.root / "digests.json")
 

@@ -201,7 +201,7 @@ def new(path: Annotated[Path, typer.Argument(help="The recipe to write, such as 
     try:
         written = write_recipe(path, target)
     except OSError as error:
-        raise UsageError(f"{error.filename}: {str(error.strerror).lower()}", "write to a folder that is yours") from None
+        raise UsageError(f"{path}: cannot be written ({str(error.strerror).lower()})", "write to a folder that is yours") from None
     print("\n".join(f"wrote {file}" for file in written))
 
 

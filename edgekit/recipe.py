@@ -180,7 +180,7 @@ class Recipe(Schema):
         path = self.resolve(value)
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
-            files = path.parent.glob(f"*{path.suffix}") if path.parent.is_dir() else ()
+            files = path.parent.glob(f"*{path.suffix}") if path.suffix and path.parent.is_dir() else ()
             near = sorted(os.path.relpath(file, self.dir) for file in files if file.is_file())
             raise RecipeError(f"{self.where(dotted)}: `{dotted}` {what}: {path}", document.suggestion(value, near) or "paths are relative to the recipe")
         return path

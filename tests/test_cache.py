@@ -15,7 +15,7 @@ import pytest
 
 from edgekit.artifact import sha256_of
 from edgekit.cache import BLOB_BYTES, Cache, key_of
-from edgekit.errors import ResourceError
+from edgekit.errors import ResourceError, UsageError
 
 ROOT = Path(__file__).parents[1]
 
@@ -194,7 +194,10 @@ def test_a_bug_stays_what_it_is(cache):
 
 def test_a_cache_that_is_a_file_is_said_as_such(tmp_path):
     (tmp_path / "cache").write_text("")
-    assert Cache(tmp_path / "cache").find("prune-0") is None
+    with pytest.raises(UsageError, match="cache: not a folder"):
+        Cache(tmp_path / "cache")
+    with pytest.raises(UsageError, match="inside: cannot be made, .*cache is not a folder"):
+        Cache(tmp_path / "cache/inside")
 
 
 def _build_in_process(root, log):

@@ -420,7 +420,7 @@ def test_the_example_of_the_documentation_works(tmp_path, monkeypatch):
     (tmp_path / "cabin" / "labels.csv").write_text(blocks["csv"])
     (tmp_path / "calibration" / "cabin.yaml").write_text(blocks["yaml"])
     monkeypatch.chdir(tmp_path)
-    exec(blocks["python"], {})  # noqa: S102  our own documentation
+    exec(blocks["python"], {})  # our own documentation
     calibration, test = (open_dataset("cabin", s, 2, Path("recipes"), tmp_path) for s in ("calibration", "test"))
     assert calibration.ids == ["drive01_004", "drive01_009"] and test.ids == ["drive02_001", "drive02_007"]
     clip = test.clip("drive02_001")
