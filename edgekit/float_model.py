@@ -80,10 +80,11 @@ def save_float_model(directory: Path, module: nn.Module, model: str, config, con
 
     definition = models.get(model)
     engines = definition.engines(module, config)
-    flow = definition.flow(config)
+    # States are the engines' own: pruning may have narrowed them.
+    flow = {**definition.flow(config), "states": {e.name: [s.to_json() for s in e.states] for e in engines if e.states}}
     macs, ops = 0, []
     for engine in engines:
-        with tempfile.TemporaryDirectory() as temporary:
+        with tempfile.TemporaryDirectory(dir=directory) as temporary:  # not /tmp, which may be small
             path = Path(temporary) / "float.onnx"
             graph.export_onnx(engine, path)
             macs += sum(graph.count_macs(path).values()) * runs_per_window(flow)[engine.name]
@@ -111,14 +112,18 @@ def save_float_model(directory: Path, module: nn.Module, model: str, config, con
 
 
 def _io_json(spec: dict, engines: list[Engine], flow: dict) -> dict:
-    def tensors(shapes: Mapping[str, Shape]) -> list[dict]:
-        units = {**spec["inputs"], **spec["outputs"]}
-        return [{"name": n, "shape": list(s), "dtype": "float32", "unit": units.get(n, {}).get("unit", "feature")} for n, s in shapes.items()]
+    units = {name: tensor["unit"] for name, tensor in (*spec["inputs"].items(), *spec["outputs"].items())}
+    ways = ("each", "feed", "stack", "give")
+    tensor_of = {(step["engine"], port): tensor for step in flow["steps"] for way in ways for port, tensor in step.get(way, {}).items()}
+
+    def tensors(engine: Engine, shapes: Mapping[str, Shape]) -> list[dict]:
+        ports = {name: units.get(tensor_of.get((engine.name, name), name), "feature") for name in shapes}
+        return [{"name": name, "shape": list(shape), "dtype": "float32", "unit": ports[name]} for name, shape in shapes.items()]
 
     return {
         **spec,
         "engines": {
-            e.name: {"inputs": tensors(e.inputs), "outputs": tensors(e.outputs), "dynamic": {}, "states": [s.to_json() for s in e.states]}
+            e.name: {"inputs": tensors(e, e.inputs), "outputs": tensors(e, e.outputs), "dynamic": {}, "states": [s.to_json() for s in e.states]}
             for e in engines
         },
         "flow_inputs": flow["inputs"],

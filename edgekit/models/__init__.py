@@ -7,7 +7,8 @@ A model is a module with
     build(cfg) -> nn.Module              as published, so that parameter counts can be asserted
     fold(module) -> module               the inference form: weight norm and the like written into plain weights
     normalize_keys(state, cfg) -> state  every public spelling of the checkpoint's keys → the keys of fold(build(cfg))
-    io_spec(cfg), preprocess_spec(cfg), flow(cfg) -> dict
+    io_spec(cfg), preprocess_spec(cfg) -> dict
+    flow(cfg) -> dict                    without states: those are the engines' own
     engines(module, cfg) -> list[Engine]
     prune_groups(module, cfg) -> list[Group]
     train_forward(module, batch) -> dict of tensors [n]

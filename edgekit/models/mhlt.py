@@ -230,7 +230,6 @@ def flow(cfg: Config) -> dict:
         # A live system slides the window by one clip: lstm_v starts at the window's first clip, so
         # the last clips - 1 features can be kept, and the clip encoder runs once per hop.
         "rates_hz": {name: cfg.clips / window_s for name in ("clip_encoder", "audio_encoder", "head")},
-        "states": {},
         "host_steps": [
             {"step": "preprocess", "spec": "preprocess.json"},
             {"step": "keep", "tensor": "clip_feature", "count": cfg.clips - 1, "why": "sliding window: only the new clip is encoded"},

@@ -114,7 +114,6 @@ def engines(module: Tiny, cfg: Config) -> list[Engine]:
 
 
 def flow(cfg: Config) -> dict:
-    states = [State("h_in", "h_out", (1, 1, cfg.hidden)), State("c_in", "c_out", (1, 1, cfg.hidden))]
     return {
         "inputs": {"video": {"shape": [cfg.clips, 3, cfg.frames, cfg.height, cfg.width], "dtype": "float32"}},
         "steps": [
@@ -124,7 +123,6 @@ def flow(cfg: Config) -> dict:
         "outputs": list(OUTPUTS),
         "primary": "o",
         "rates_hz": {},
-        "states": {"step": [s.to_json() for s in states]},
         "host_steps": [{"step": "preprocess", "spec": "preprocess.json"}],
     }
 

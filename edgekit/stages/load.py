@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..target import Target
 
 NEEDS: tuple[str, ...] = ()
-SEMANTICS = 1
+SEMANTICS = 2  # 2: io.json gives engine inputs the unit of the flow's tensor
 TOOLS = ("torch", "onnx", "transformers")
 
 
