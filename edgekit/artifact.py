@@ -8,7 +8,9 @@ at any time; `cache.Cache` says where it lives.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import stat
@@ -44,6 +46,15 @@ class FileSource:
         return file_digest(self.path)
 
 
+@functools.cache
+def tool_version(distribution: str) -> str | None:
+    """The installed version of a distribution, None if there is none."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def canonical_json(value: Any) -> bytes:
     """The one spelling of `value` as UTF-8 JSON: sorted keys, no spaces, no NaN.
 
@@ -77,7 +88,8 @@ def tree(directory: Path) -> Iterator[str]:
                 elif entry.is_file(follow_symlinks=False):
                     found.append(relative)
                 else:
-                    raise IntegrityError(f"{entry.path}: neither a plain file nor a folder", "remove the link or device")
+                    what = "a link" if entry.is_symlink() else "a device or socket"
+                    raise IntegrityError(f"{directory}: {relative!a} is {what}, expected plain files only", "remove it")  # !a: a hostile name
     yield from sorted(found)
 
 

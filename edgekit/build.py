@@ -6,7 +6,6 @@ Read this first; `plan.py` says how a key is made, `cache.py` how an entry is ke
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -21,6 +20,7 @@ from edgekit import target as targets
 from edgekit.bundle import pack
 from edgekit.cache import Cache, Entry, require_folder
 from edgekit.errors import EdgekitError, IntegrityError, RecipeError, UsageError
+from edgekit.formats import read_json
 from edgekit.plan import Draft, make_drafts, make_step, read_ops, require_tools
 from edgekit.progress import note
 from edgekit.recipe import Recipe, load_recipe
@@ -133,7 +133,7 @@ def deliver(name: str, package: Entry, cache: Cache, out: Path) -> tuple[Path, P
         (bundle, archive or None after a failed gate, report).
     """
     source = package.out / "bundle" if (package.out / "bundle").is_dir() else package.out
-    report = _read_report(source / "report.json")
+    report = read_json(source / "report.json")
     may_ship = report["verdict"] in ("pass", "pending-device")
     bundle, archive = out / name, out / f"{name}.tar.zst"
     with cache.locked(f"output-{name}"):
@@ -192,13 +192,6 @@ def _digest_or_none(path: Path) -> str | None:
 
 def _mode(mode: int) -> int:
     return 0o755 if mode & 0o100 else 0o644
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path}: {error}", "run `edgekit cache verify`") from None
 
 
 class _CallableModule(types.ModuleType):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import tarfile
 import tempfile
 import unicodedata
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edgekit.artifact import hash_file
+from edgekit.artifact import hash_file, sha256_of, tree
 from edgekit.errors import DataError, IntegrityError, ResourceError, ToolMissing
 
 MANIFEST = "manifest.json"
@@ -74,6 +73,8 @@ class Bundle:
                 fault = "has no sha256 and size"
             if fault is not None:
                 raise IntegrityError(f"{self.source}/{MANIFEST}: {_shown(name)} {fault}")
+        if not _is_sealed(self.manifest):
+            raise IntegrityError(f"{self.source}/{MANIFEST}: does not match its own sha256", "get the bundle again, and do not flash this one")
         found = {name for name in files_of(self.path) if name != MANIFEST and not name.startswith(f"{RESULT}/")}
         faults = [f"{_shown(n)} is missing" for n in sorted(listed.keys() - found)]
         faults += [f"{_shown(n)} is not in the manifest" for n in sorted(found - listed.keys())]
@@ -151,6 +152,19 @@ def open_bundle(path: str | Path, into: str | Path | None = None, max_bytes: int
         raise ResourceError(f"{path}: cannot be extracted: {e.strerror or e}", "is there space left, and permission?") from e
 
 
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with the sha256 of its canonical JSON, so that damage to the manifest itself shows too. It is no signature."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return {**rest, "sha256": sha256_of(rest)}
+
+
+def _is_sealed(manifest: dict[str, Any]) -> bool:
+    try:
+        return sealed(manifest) == manifest
+    except (ValueError, RecursionError):  # NaN, half a surrogate pair, or a bomb: nothing that we write
+        return False
+
+
 def file_table(folder: Path) -> dict[str, dict[str, Any]]:
     """`{path: {sha256, size}}` of every file in `folder`, as the manifest lists it."""
     return {
@@ -187,25 +201,8 @@ def pack(folder: Path, archive: Path) -> str:
 
 
 def files_of(folder: Path) -> list[str]:
-    """Relative posix paths of all files below `folder`, sorted.
-
-    Raises:
-        IntegrityError: a link, a device or another thing that is neither file nor folder.
-    """
-    found, pending = [], [(folder, "")]
-    while pending:
-        directory, prefix = pending.pop()
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                mode = entry.stat(follow_symlinks=False).st_mode
-                name = prefix + entry.name
-                if stat.S_ISDIR(mode):
-                    pending.append((Path(entry.path), f"{name}/"))
-                elif stat.S_ISREG(mode):
-                    found.append(name)
-                else:
-                    raise IntegrityError(f"{folder}: {_shown(name)} is {_kind(mode)}, a bundle holds plain files only")
-    return sorted(found)
+    """Relative posix paths of all files below `folder`, sorted, and no link or device among them."""
+    return list(tree(folder))
 
 
 class _Bounded:
@@ -328,10 +325,6 @@ def _shown(name: str) -> str:
     """`name` for a message: control characters of a hostile archive do not reach the terminal."""
     text = name if len(name) <= 120 else f"{name[:117]}..."
     return f"`{text.encode('unicode_escape').decode('ascii')}`"
-
-
-def _kind(mode: int) -> str:
-    return "a link" if stat.S_ISLNK(mode) else "a device or socket"
 
 
 def _kind_of(member: tarfile.TarInfo) -> str:

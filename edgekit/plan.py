@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +9,11 @@ from typing import Any
 
 from edgekit import models, stages
 from edgekit import target as targets
-from edgekit.artifact import Source
+from edgekit.artifact import Source, tool_version
 from edgekit.cache import Cache, Entry, key_of
 from edgekit.document import suggestion
-from edgekit.errors import IntegrityError, RecipeError, ToolMissing
+from edgekit.errors import RecipeError, ToolMissing
+from edgekit.formats import read_json
 from edgekit.recipe import Recipe
 from edgekit.target import Target
 
@@ -129,11 +128,7 @@ def require_tools(draft: Draft) -> None:
 
 def read_ops(load: Entry) -> dict[str, Any]:
     """What load says about the model's ops: {opset, ops: [{engine, op, rank, dtype, count}]}."""
-    path = load.out / "ops.json"
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path}: {error}", "run `edgekit cache verify`") from None
+    return read_json(load.out / "ops.json")
 
 
 def why(stage: str, plan: Plan, cache: Cache) -> list[str]:
@@ -182,17 +177,9 @@ def _draft(name: str, recipe: Recipe, target: Target) -> Draft:
         "semantics": stage.SEMANTICS,
         "spec": json.loads(json.dumps(spec)),  # as it will be read back, so that tuples equal lists
         "files": {label: source.digest() for label, source in files.items()},
-        "tools": {tool: _version(tool) for tool in stage.TOOLS},
+        "tools": {tool: tool_version(tool) for tool in stage.TOOLS},
     }
     return Draft(name, spec, files, parts, tuple(stage.NEEDS))
-
-
-@functools.cache
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _reason(step: Step, done: dict[str, Entry], history: dict[str, Any]) -> str:

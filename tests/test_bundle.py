@@ -8,7 +8,7 @@ import tarfile
 import pytest
 import zstandard
 
-from edgekit.bundle import MANIFEST, file_table, open_bundle, pack
+from edgekit.bundle import MANIFEST, file_table, open_bundle, pack, sealed
 from edgekit.errors import DataError, IntegrityError
 
 
@@ -19,7 +19,7 @@ def folder(tmp_path):
     (path / "engines/main/model.onnx").write_bytes(bytes(range(256)) * 20)
     (path / "build.sh").write_text("#!/bin/sh\n")
     (path / "report.json").write_text('{"verdict": "pass"}')
-    (path / MANIFEST).write_text(json.dumps({"name": "xavier", "files": file_table(path)}))
+    (path / MANIFEST).write_text(json.dumps(sealed({"name": "xavier", "files": file_table(path)})))
     return path
 
 
@@ -77,6 +77,8 @@ def test_equal_folders_pack_to_equal_bytes(folder, tmp_path):
     (lambda f: (f / "build.sh").write_text("#!/bin/sh\nrm"), "`build.sh` has 12 bytes, the manifest says 10"),
     (lambda f: (f / "build.sh").unlink(), "`build.sh` is missing"),
     (lambda f: (f / "engines/extra.bin").write_bytes(b"x"), "`engines/extra.bin` is not in the manifest"),
+    (lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text().replace("xavier", "javier")), "manifest.json: does not match its own sha256"),
+    (lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text().replace('"xavier"', "NaN")), "manifest.json: does not match its own sha256"),
 ])  # fmt: skip
 def test_changed_missing_and_extra_files_are_named(folder, damage, named):
     damage(folder)

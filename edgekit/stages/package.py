@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import edgekit
 from edgekit import report as html
-from edgekit.artifact import Source, directory_digest, tree
-from edgekit.bundle import MANIFEST, file_table
+from edgekit.artifact import Source, directory_digest, tool_version, tree
+from edgekit.bundle import MANIFEST, file_table, sealed
 from edgekit.datasets import open_dataset
 from edgekit.errors import RecipeError
 from edgekit.formats import read_json, write_json
@@ -42,7 +42,7 @@ def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Sour
         # As edgekit understood it, overrides included; comments and spelling change no bundle. Gates stand above.
         "recipe": recipe.model_dump(mode="json", exclude_none=True, exclude={"gates"}),
         "target": {"name": target.name, "description": target.description, "build_on": target.build_on, "runtime": target.runtime.model_dump(mode="json")},
-        "versions": {"edgekit": edgekit.__version__, **{tool: v for tool in BUILT_WITH if (v := _version(tool)) is not None}},
+        "versions": {"edgekit": edgekit.__version__, **{tool: v for tool in BUILT_WITH if (v := tool_version(tool)) is not None}},
     }
     data = open_dataset(recipe.calibrate.data, "calibration", recipe.calibrate.clips, recipe.dir, recipe.cache_root)
     return spec, {"calibration": cast(Source, data)}
@@ -98,23 +98,21 @@ def run(job: Job) -> None:
     (bundle / "README.txt").write_text(_readme(report, read_json(bundle / "flow.json"), read_json(bundle / "io.json"), model), encoding="utf-8")
     sums = file_table(bundle)
     (bundle / "SHA256SUMS").write_text("".join(f"{entry['sha256']}  {name}\n" for name, entry in sums.items()), encoding="utf-8")
-    write_json(
-        bundle / MANIFEST,
-        {
-            "schema": 1,
-            "name": spec["name"],
-            "target": spec["target"],
-            "verdict": report["verdict"],
-            "measured_on": report["measured_on"],
-            "model": {key: model.get(key) for key in ("model", "config_name", "pruned", "parameters", "macs")},
-            "versions": spec["versions"],
-            "stages": stages,
-            "recipe": understood,
-            "data": {"calibration": calibration, "verify": reference["data"]},
-            "provenance": provenance,
-            "files": file_table(bundle),
-        },
-    )
+    manifest = {
+        "schema": 1,
+        "name": spec["name"],
+        "target": spec["target"],
+        "verdict": report["verdict"],
+        "measured_on": report["measured_on"],
+        "model": {key: model.get(key) for key in ("model", "config_name", "pruned", "parameters", "macs")},
+        "versions": spec["versions"],
+        "stages": stages,
+        "recipe": understood,
+        "data": {"calibration": calibration, "verify": reference["data"]},
+        "provenance": provenance,
+        "files": file_table(bundle),
+    }
+    write_json(bundle / MANIFEST, sealed(manifest))
 
 
 # gates
@@ -243,13 +241,6 @@ def _yaml(recipe: Row) -> str:
     import yaml
 
     return "# as edgekit understood it, overrides included\n" + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _readme(report: Row, flow: Row, io: Row, model: Row) -> str:
