@@ -12,7 +12,7 @@ from edgekit.errors import TargetError
 from edgekit.flow import runs_per_window
 from edgekit.formats import read_json
 from edgekit.stages import calibrate, export, quantize
-from tests.stages.toy_model import TARGET, Noise, flow, prune_dir, quantize_spec, run
+from tests.stages.toy_model import TARGET, Noise, flow, link_stages, prune_dir, quantize_spec, run
 
 NEEDS = ("prune", "quantize")
 
@@ -29,9 +29,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def root(made, tmp_path):
-    for need in NEEDS:
-        (tmp_path / need).symlink_to(made / need)
-    return tmp_path
+    return link_stages(made, tmp_path, NEEDS)
 
 
 def test_the_kit_is_complete(made):

@@ -15,7 +15,7 @@ from edgekit.errors import EdgekitError, RecipeError
 from edgekit.flow import run_flow
 from edgekit.formats import read_json
 from edgekit.stages import calibrate, quantize
-from tests.stages.toy_model import Noise, flow, preprocess_spec, prune_dir, quantize_spec, run
+from tests.stages.toy_model import Noise, flow, link_stages, preprocess_spec, prune_dir, quantize_spec, run
 
 NEEDS = ("prune", "calibrate")
 
@@ -31,10 +31,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def root(made, tmp_path):
-    """The same prune and calibrate directories, for another run."""
-    for need in NEEDS:
-        (tmp_path / need).symlink_to(made / need)
-    return tmp_path
+    return link_stages(made, tmp_path, NEEDS)
 
 
 def outputs(root, kind: str, n: int = 6) -> np.ndarray:

@@ -148,6 +148,13 @@ def run(stage, root: Path, spec: dict, needs: tuple[str, ...], files: dict | Non
     return out
 
 
+def link_stages(made: Path, root: Path, needs: tuple[str, ...]) -> Path:
+    """`root` with the output directories that stages left in `made`, for another run of a stage after them."""
+    for need in needs:
+        (root / need).symlink_to(made / need)
+    return root
+
+
 def quantize_spec(**changes) -> dict:
     int8 = {op: rule for op, rule in TARGET["ops"].items() if rule.get("int8") or "." in op}
     return {"observer": "percentile", "skip": [], "numbers": TARGET["numbers"], "rewrites": TARGET["rewrites"], "int8": int8, **changes}
