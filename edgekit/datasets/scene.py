@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,24 +19,40 @@ LABELS = ("o", "a", "v")
 SPLITS = {"train": (1, 400, (0, 7)), "calibration": (2, 48, (7, 8)), "test": (3, 100, (8, 10))}
 
 
-def make_clip(seed: int, split: str, k: int, size: int = SIZE, frames: int = FRAMES) -> Clip:
-    """Clip `k` of a split, by arithmetic alone. `size` and `frames` change the camera, not the scene."""
+@dataclass(frozen=True)
+class Script:
+    """Who says what, meaning what, how noisily: all of a clip but its pixels and samples."""
+
+    person: int
+    sentence: str
+    phonemes: tuple[str, ...]
+    labels: dict[str, float]
+    snr_db: float
+
+
+def draw_script(seed: int, split: str, k: int) -> tuple[Script, np.random.Generator]:
+    """The script of clip `k`, and the stream that the rest of the clip is drawn from."""
     number, people, _ = SPLITS[split]
     rng = np.random.default_rng([seed, number, 1, k])
     person = int(rng.integers(people))
-    identity, voice = draw_person(seed, split, person)
     sentence, phonemes = _sentence(rng, split)
     labels = draw_labels(rng)
-    snr_db = float(rng.uniform(*SNR_DB))
+    return Script(person, sentence, tuple(phonemes), labels, float(rng.uniform(*SNR_DB))), rng
 
-    wave, opening = speech.speak(phonemes, voice, labels["a"], SAMPLES, rng)
-    mixed = noise.mix_at_snr(wave, noise.car_noise(SAMPLES, rng), snr_db)
+
+def make_clip(seed: int, split: str, k: int, size: int = SIZE, frames: int = FRAMES) -> Clip:
+    """Clip `k` of a split, by arithmetic alone. `size` and `frames` change the camera, not the scene."""
+    script, rng = draw_script(seed, split, k)
+    identity, voice = draw_person(seed, split, script.person)
+    wave, opening = speech.speak(list(script.phonemes), voice, script.labels["a"], SAMPLES, rng)
+    mixed = noise.mix_at_snr(wave, noise.car_noise(SAMPLES, rng), script.snr_db)
     # The recorder's gain varies; it never clips.
     audio = np.rint(mixed / np.abs(mixed).max() * rng.uniform(0.3, 0.95) * 32767).astype(np.int16)
-    motion = _motion(rng, labels["v"], opening, frames)
+    motion = _motion(rng, script.labels["v"], opening, frames)
     pixels = face.render(identity, motion, size, rng)
-    tags = {"snr_db": round(snr_db, 3), "identity": f"{split}-{person:03d}", "voice": f"{split}-{person:03d}", "sentence": sentence}
-    return Clip(f"{split}-{k:05d}", pixels, FPS * frames / FRAMES, audio, SAMPLE_RATE_HZ, labels, tags)
+    who = f"{split}-{script.person:03d}"
+    tags = {"snr_db": round(script.snr_db, 3), "identity": who, "voice": who, "sentence": script.sentence}
+    return Clip(f"{split}-{k:05d}", pixels, FPS * frames / FRAMES, audio, SAMPLE_RATE_HZ, script.labels, tags)
 
 
 def draw_person(seed: int, split: str, person: int) -> tuple[face.Identity, speech.Voice]:

@@ -124,10 +124,8 @@ def speak(phonemes: list[str], voice: Voice, valence: float, samples: int, rng: 
     ms = np.array([t.ms for t in targets]) * rng.uniform(0.88, 1.12, len(targets)) / rate
     speech_ms = ms.sum()
     window_ms = samples / SAMPLE_RATE_HZ * 1000
-    if speech_ms > window_ms - 60:  # a slow long sentence is cut, as a window cuts real speech
-        start_ms = 30.0
-    else:
-        start_ms = rng.uniform(30, max(31, window_ms - speech_ms - 30))
+    # A slow long sentence is cut, as a window cuts real speech.
+    start_ms = 30.0 if speech_ms > window_ms - 60 else rng.uniform(30, max(31, window_ms - speech_ms - 30))
     edges = start_ms + np.concatenate([[0], np.cumsum(ms)])
     t = (np.arange(frames) + 0.5) * FRAME / SAMPLE_RATE_HZ * 1000
     index = np.clip(np.searchsorted(edges, t, side="right") - 1, 0, len(targets) - 1)

@@ -12,6 +12,7 @@ whatever its size. Clips are made once, by all cores, and kept as npz under the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..artifact import file_digest
-from ..errors import DataError, ResourceError
+from ..errors import DataError, EdgekitError, ResourceError
 from ..progress import track
 from . import Clip
 
@@ -61,13 +62,15 @@ class SyntheticAV:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def clip(self, id: str) -> Clip:
-        """Clip `id`, read from the cache and checked against the sha256 it was written with."""
+        """Clip `id`, read from the cache and checked against the sha256 it was written with; a damaged one is made again."""
         if not self._ready:
             self._make_missing()
             self._ready = True
         path = self.folder / f"{id}.npz"
-        if file_digest(path) != path.with_suffix(".sha256").read_text():
-            raise DataError(f"{path}: not the file that was generated", "remove it, and it is made again")
+        if not _is_whole(path):
+            _write(self.seed, self.split, self.ids.index(id), self.folder)
+            if not _is_whole(path):
+                raise DataError(f"{path}: not the file that was written", "is the disk failing, or another program writing there?")
         import numpy as np
 
         with np.load(path, allow_pickle=False) as stored:
@@ -75,7 +78,7 @@ class SyntheticAV:
             return Clip(id, stored["frames"], meta["fps"], stored["audio"], meta["sample_rate_hz"], meta["labels"], meta["tags"])
 
     def _missing(self) -> list[int]:
-        return [k for k, id in enumerate(self.ids) if not (self.folder / f"{id}.sha256").is_file()]
+        return [k for k, id in enumerate(self.ids) if not _is_made(self.folder / f"{id}.npz")]
 
     def _make_missing(self) -> None:
         missing = self._missing()
@@ -84,7 +87,7 @@ class SyntheticAV:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ResourceError(f"{self.folder}: cannot be made ({error.strerror})") from error
+            raise ResourceError(f"{self.folder}: cannot be made ({error.strerror})", "give another cache folder, or free some disk space") from error
         for _ in track(_generate(self.seed, self.split, missing, self.folder), f"render {self.split} clips", len(missing)):
             pass
 
@@ -109,12 +112,13 @@ def _generate(seed: int, split: str, indices: list[int], folder: Path) -> Iterat
     ]  # fmt: skip
     try:
         for n, process in enumerate(processes):
-            process.stdin.write(json.dumps(indices[n::workers]))
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it ended at once: the loop below says why
+                process.stdin.write(json.dumps(indices[n::workers]))
+                process.stdin.close()
         waiting = set(indices)
         while waiting:
             running = any(process.poll() is None for process in processes)
-            done = {k for k in waiting if (folder / f"{split}-{k:05d}.sha256").is_file()}
+            done = {k for k in waiting if _is_made(folder / f"{split}-{k:05d}.npz")}
             yield from done
             waiting -= done
             for process in processes:
@@ -154,10 +158,21 @@ def _write(seed: int, split: str, k: int, folder: Path) -> None:
         raise ResourceError(f"{path}: cannot be written ({error.strerror})", "free some disk space") from error
 
 
+def _is_made(path: Path) -> bool:
+    return path.is_file() and path.with_suffix(".sha256").is_file()
+
+
+def _is_whole(path: Path) -> bool:
+    return _is_made(path) and path.with_suffix(".sha256").read_bytes() == file_digest(path).encode()
+
+
 def _worker(arguments: list[str]) -> None:
     seed, split, folder = arguments
-    for k in json.load(sys.stdin):
-        _write(int(seed), split, k, Path(folder))
+    try:
+        for k in json.load(sys.stdin):
+            _write(int(seed), split, k, Path(folder))
+    except EdgekitError as error:
+        sys.exit(error.message)  # its last line on stderr is what the parent reports
 
 
 if __name__ == "__main__":
