@@ -32,7 +32,7 @@ def show_result(console: Console, result: Result) -> None:
     show_report(console, result.name, result.report)
     ran = f"ran {', '.join(result.ran)}" if result.ran else "nothing to do, all reused"
     size = f" ({megabytes(result.archive.stat().st_size)})" if result.archive else ""
-    console.print(f"  {result.archive or result.bundle}{size}   {ran}", style="dim", highlight=False, soft_wrap=True)
+    console.print(f"  {result.archive or result.bundle / 'report.html'}{size}   {ran}", style="dim", highlight=False, soft_wrap=True)
 
 
 def show_report(console: Console, name: str, report: dict[str, Any]) -> None:
@@ -66,7 +66,8 @@ def show_report(console: Console, name: str, report: dict[str, Any]) -> None:
 def show_gates(console: Console, gates: list[dict[str, Any]]) -> None:
     for gate in gates:
         mark, style = ("pass", "green") if gate["pass"] else ("FAIL", "red")
-        between = interval(gate) if gate.get("low") is not None else number(gate.get("value"))
+        is_change = gate.get("kind", gate["name"]).endswith(("increase", "decrease"))
+        between = interval(gate, "+" if is_change else "") if gate.get("low") is not None else number(gate.get("value"))
         name = f"{gate['name']} {gate['kind']}" if "kind" in gate else gate["name"]
         console.print(f"  [{style}]{mark}[/]  {escape(name)}  {between}, limit {limit(gate['limit'])}", highlight=False)
 
@@ -125,11 +126,12 @@ def number(value: Any) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def interval(change: dict[str, Any] | None) -> str:
+def interval(change: dict[str, Any] | None, sign: str = "+") -> str:
+    """`value [low, high]`; `sign` is "+" for a change, and "" for a value of its own."""
     if change is None or change.get("value") is None:
         return ""
-    ends = "" if change.get("low") is None else f" [{change['low']:+.4f}, {change['high']:+.4f}]"
-    return escape(f"{change['value']:+.4f}{ends}")
+    ends = "" if change.get("low") is None else f" [{change['low']:{sign}.4f}, {change['high']:{sign}.4f}]"
+    return escape(f"{change['value']:{sign}.4f}{ends}")
 
 
 def _gate_order(metric: str) -> tuple[int, str]:

@@ -87,6 +87,19 @@ def test_a_build_on_a_terminal_shows_the_closing_table(workspace, fake_stages):
         assert piece in text, piece
 
 
+def test_a_gate_on_a_change_has_a_sign_and_one_on_a_value_has_none():
+    from rich.console import Console
+
+    from edgekit import console
+
+    gate = {"name": "mae", "limit": 0.1, "value": 0.05, "low": 0.04, "high": 0.06, "pass": True}
+    screen = Console(record=True, width=120, file=io.StringIO())
+    console.show_gates(screen, [{**gate, "kind": "max_increase"}, {**gate, "kind": "max", "pass": False}])
+    first, second = screen.export_text().splitlines()
+    assert first.strip() == "pass  mae max_increase  +0.0500 [+0.0400, +0.0600], limit 0.1"
+    assert second.strip() == "FAIL  mae max  0.0500 [0.0400, 0.0600], limit 0.1"
+
+
 def test_json_is_one_report_a_line(run, workspace):
     (workspace / "recipes/b.yaml").write_text((workspace / RECIPE).read_text().replace("name: toy", "name: b"))
     result = run("build", RECIPE, "recipes/b.yaml", "--json")
