@@ -7,19 +7,20 @@ augmentation come from a generator seeded by (seed, epoch), so a resumed run equ
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from . import document, models
-from .artifact import file_digest, sha256_of
+from .artifact import sha256_of
 from .datasets import Dataset, open_dataset
 from .document import Schema
 from .errors import DataError, RecipeError, ResourceError
@@ -28,6 +29,8 @@ from .preprocess import preprocess
 from .progress import note, track
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from torch import Tensor, nn
 
 MODALITIES = {"both": (), "audio": ("video",), "video": ("wave",)}  # → inputs that are silenced
@@ -97,6 +100,15 @@ def keep_memory() -> None:
         libc.mallopt(m_top_pad, 2**28)
 
 
+def _silent(modality: str, bank: ClipBank) -> tuple[str, ...]:
+    """The bank's inputs that a training on one modality silences."""
+    return tuple(k for k in MODALITIES[modality] if k in bank.inputs)
+
+
+def _names(values: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in values)
+
+
 def augment(batch: dict[str, Tensor], generator) -> dict[str, Tensor]:
     """Mirror, shift and relight the video [n, k, 3, t, h, w], shift the wave [n, samples] in time; labels stay true."""
     import torch
@@ -140,18 +152,21 @@ def train(
         names: the inputs that `forward` reads; all of the bank's by default.
 
     Raises:
-        DataError: the loss is not finite; the message says in which epoch.
+        DataError: the clips have no label that `forward` predicts, or the loss is not finite; the
+            message says in which epoch.
     """
     import torch
 
     keep_memory()
+    if teacher is not None:
+        teacher.eval()
     state_path = scratch / "training.pt"
     optimizer = torch.optim.AdamW(module.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
     run = sha256_of({**asdict(schedule), "clips": len(bank), "parameters": sum(p.numel() for p in module.parameters())})
     first = _resume(state_path, run, module, optimizer)
     steps_per_epoch = math.ceil(len(bank) / schedule.batch)
     steps = schedule.epochs * steps_per_epoch
-    silent = MODALITIES[schedule.modality]
+    silent = _silent(schedule.modality, bank)
     heard = [k for k in (names or bank.inputs) if k not in silent]
     for epoch in range(first, schedule.epochs):
         generator = torch.Generator().manual_seed(schedule.seed * 10_007 + epoch)
@@ -165,8 +180,12 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr_at(epoch * steps_per_epoch + i, steps)
             outputs = forward(module, inputs)
-            loss = regression_loss(outputs, {k: labels[k] for k in outputs if k in labels})
-            if teacher is not None and schedule.distill > 0:
+            is_taught = teacher is not None and schedule.distill > 0
+            targets = {k: labels[k] for k in outputs if k in labels}
+            if not targets and not is_taught:
+                raise DataError(f"{what}: the clips have labels {_names(labels)}, the model predicts {_names(outputs)}", "name a column of labels.csv so")
+            loss = regression_loss(outputs, targets)
+            if is_taught:
                 with torch.no_grad():
                     taught = forward(teacher, inputs)
                 loss = loss + schedule.distill * regression_loss(outputs, taught)
@@ -192,7 +211,7 @@ def _resume(path: Path, run: str, module: nn.Module, optimizer) -> int:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception:  # a state cut off by the kill itself; torch raises several types for it
         return 0
-    if state.get("run") != run:
+    if not isinstance(state, dict) or state.get("run") != run:
         return 0
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
@@ -222,6 +241,7 @@ def predict(
     """{output: [n]} over a bank, in eval mode."""
     import torch
 
+    silent = tuple(k for k in silent if k in bank.inputs)
     rows: dict[str, list] = {}
     with torch.inference_mode():
         for inputs, _ in bank.batches(batch, torch.arange(len(bank)), [k for k in (names or bank.inputs) if k not in silent]):
@@ -252,6 +272,7 @@ class TrainRecipe(Schema):
     joint: Phase
     modality: Literal["both", "audio", "video"] = "both"
     seed: int = Field(1, ge=0)
+    licence: str | None = Field(None, min_length=1, description="of the weights, such as `CC0-1.0`; by default that of the data, where it states one")
     out: str = Field(description="the checkpoint, float16 safetensors, relative to this file; provenance goes beside it as .json")
 
 
@@ -267,18 +288,24 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
     read = document.read(Path(path), overrides)
     recipe = document.validate(read, TrainRecipe)
     folder = Path(read.path).parent
-    definition, config = models.get(recipe.model), models.config(recipe.model, recipe.config)
+    definition, config = _definition(recipe, read)
     out = folder / recipe.out
-    if out.suffix != ".safetensors":
-        raise RecipeError(f"{read.where('out')}: `out` must end in .safetensors, got `{recipe.out}`")
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise RecipeError(f"{read.where('out')}: `out` must be a file that ends in .safetensors, got `{recipe.out}`")
+    torch.manual_seed(recipe.seed)
+    module = definition.for_training(definition.build(config))
+    phases = {name: [Schedule(**p.model_dump(), seed=recipe.seed) for p in row] for name, row in recipe.towers.items()}
+    towers = definition.towers(module) if phases else {}
+    for name in phases:
+        if name not in towers:
+            raise RecipeError(f"{read.where(f'towers.{name}')}: model `{recipe.model}` has no tower `{name}`", document.suggestion(name, list(towers)))
+    if set(definition.flow(config)["inputs"]) <= set(MODALITIES[recipe.modality]):
+        raise RecipeError(f"{read.where('modality')}: model `{recipe.model}` has no input left with `modality: {recipe.modality}`")
     spec = definition.preprocess_spec(config)
     train_set = open_dataset(recipe.data, "train", recipe.clips, folder, cache_root)
     watch_set = open_dataset(recipe.data, "calibration", recipe.validate_clips, folder, cache_root)
     bank = ClipBank(train_set, spec)
     watch = ClipBank(watch_set, spec, "load validation clips")
-
-    torch.manual_seed(recipe.seed)
-    module = definition.for_training(definition.build(config))
     scratch = Path(cache_root) / "training" / f"{recipe.model}-{recipe.config}-{train_set.digest()[:12]}"
     log: list[dict] = []
     started = time.time()
@@ -288,19 +315,16 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
 
         def after_epoch(epoch: int, loss: float) -> None:
             predicted = predict(module, forward, watch, MODALITIES[schedule.modality], names=names)
-            errors = {k: round((predicted[k].clamp(-1, 1) - watch.labels[k]).abs().mean().item(), 4) for k in predicted}
-            log.append({"phase": what, "epoch": epoch, "loss": round(loss, 4), "mae": errors, "minutes": round((time.time() - started) / 60, 1)})
+            errors = {k: round((predicted[k].clamp(-1, 1) - watch.labels[k]).abs().mean().item(), 4) for k in predicted if k in watch.labels}
+            row = {"phase": what, "epoch": epoch, "loss": round(loss, 4), "mae": errors, "minutes": round((time.time() - started) / 60, 1)}
             note(f"{what} epoch {epoch}: loss {loss:.4f}, MAE {errors}")
-            with (folder / "log.jsonl").open("a") as file:
-                file.write(json.dumps(log[-1]) + "\n")
+            rows = [*(known for known in _read_log(folder) if known["epoch"] < epoch), row]
+            (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
         train(module, forward, bank, schedule, folder, after_epoch=after_epoch, what=what, names=names)
+        log.extend(_read_log(folder))
 
-    phases = {name: [Schedule(**p.model_dump(), seed=recipe.seed) for p in row] for name, row in recipe.towers.items()}
-    towers = definition.towers(module) if phases else {}
     for name, row in phases.items():
-        if name not in towers:
-            raise RecipeError(f"{read.where('towers')}: model `{recipe.model}` has no tower `{name}`", f"it has: {', '.join(towers)}")
         tower = towers[name]
         if tower.source in MODALITIES[recipe.modality]:
             continue
@@ -313,24 +337,63 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
     save_checkpoint(module, out, {
         "trained_by": "edgekit train", "recipe": recipe.model_dump(mode="json"), "train_data": train_set.digest(),
         "validation_data": watch_set.digest(), "torch": torch.__version__, "log": log,
+        "licence": recipe.licence or getattr(train_set, "licence", None),
     })  # fmt: skip
     return out
 
 
-def save_checkpoint(module: nn.Module, path: Path, provenance: dict) -> None:
-    """Write the weights as float16 safetensors and the provenance as JSON beside them, whole or not at all."""
-    from safetensors.torch import save_file
+def _definition(recipe: TrainRecipe, read: document.Document) -> tuple[ModuleType, Any]:
+    """The model's module and configuration."""
+    if recipe.model not in models.MODELS:
+        raise RecipeError(f"{read.where('model')}: unknown model `{recipe.model}`", document.suggestion(recipe.model, list(models.MODELS)))
+    definition = models.get(recipe.model)
+    if recipe.config not in definition.CONFIGS:
+        hint = document.suggestion(recipe.config, list(definition.CONFIGS))
+        raise RecipeError(f"{read.where('config')}: model `{recipe.model}` has no configuration `{recipe.config}`", hint)
+    return definition, definition.CONFIGS[recipe.config]
 
-    state = {k: v.detach().half().contiguous() if v.is_floating_point() else v for k, v in module.state_dict().items()}
-    for target, write in (
-        (path, lambda part: save_file(state, part)),
-        (path.with_suffix(".json"), lambda part: part.write_text(json.dumps({**provenance, "sha256": file_digest(path)}, indent=1) + "\n")),
-    ):
-        part = target.with_suffix(target.suffix + ".part")
+
+def _read_log(folder: Path) -> list[dict]:
+    """The epochs that a phase has done so far, as its log has them; a line that a kill cut off is left out."""
+    rows = []
+    for line in (folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").is_file() else ():
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write(part)
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def save_checkpoint(module: nn.Module, path: Path, provenance: dict) -> None:
+    """Write the weights as float16 safetensors and the provenance as JSON beside them, whole or not at all.
+
+    A tensor whose values float16 cannot hold, such as the variance of unscaled pixels, stays float32.
+
+    Raises:
+        DataError: a weight is NaN or infinite; the message names it.
+        ResourceError: the disk is full, or the folder may not be written.
+    """
+    import torch
+    from safetensors.torch import save
+
+    state = {}
+    for name, value in module.state_dict().items():
+        if not value.isfinite().all():
+            raise DataError(f"{path}: `{name}` holds NaN or infinity", "the training diverged: lower the learning rate")
+        fits = value.is_floating_point() and value.abs().max() <= torch.finfo(torch.float16).max
+        state[name] = (value.detach().half() if fits else value.detach()).contiguous()
+    # Not save_file(): its files are readable by their owner only, and it raises its own type for a full disk.
+    weights = save(state)
+    text = json.dumps({**provenance, "sha256": hashlib.sha256(weights).hexdigest()}, indent=1) + "\n"
+    contents = {path: weights, path.with_suffix(".json"): text.encode()}
+    parts = {target: target.with_suffix(target.suffix + ".part") for target in contents}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for target, content in contents.items():
+            parts[target].write_bytes(content)
+        for target, part in parts.items():
             part.replace(target)
-        except OSError as error:
+    except OSError as error:
+        for part in parts.values():
             part.unlink(missing_ok=True)
-            raise ResourceError(f"{target}: cannot be written ({error})", "free some disk space, or change `out`") from error
+        raise ResourceError(f"{path}: cannot be written ({error.strerror})", "free some disk space, or change `out`") from error
