@@ -346,7 +346,7 @@ def test_the_readmes_commands_work_as_they_stand_there(tmp_path, monkeypatch):
     write_clips(project.root)
     save_random_weights("mhlt", project.checkpoint)
     monkeypatch.chdir(project.root)
-    tiny = ["load.config=tiny", f"load.checkpoint={project.checkpoint}", "prune.importance=magnitude", "prune.finetune.epochs=1",
+    tiny = ["load.config=tiny", f"load.checkpoint={project.checkpoint}", "prune.importance=magnitude", "prune.finetune={epochs: 1, clips: 8}",
             "calibrate={data: cabin, clips: 4}", "verify.data=cabin", "gates.mae.max_increase=9"]  # fmt: skip
 
     todo = []
