@@ -65,11 +65,13 @@ def show_report(console: Console, name: str, report: dict[str, Any]) -> None:
 
 def show_gates(console: Console, gates: list[dict[str, Any]]) -> None:
     for gate in gates:
-        mark, style = ("pass", "green") if gate["pass"] else ("FAIL", "red")
+        undecided = gate.get("verdict") == "inconclusive"
+        mark, style = ("pass", "green") if gate["pass"] else ("open", "yellow") if undecided else ("FAIL", "red")
         is_change = gate.get("kind", gate["name"]).endswith(("increase", "decrease"))
         between = interval(gate, "+" if is_change else "") if gate.get("low") is not None else number(gate.get("value"))
         name = f"{gate['name']} {gate['kind']}" if "kind" in gate else gate["name"]
-        console.print(f"  [{style}]{mark}[/]  {escape(name)}  {between}, limit {limit(gate['limit'])}", highlight=False)
+        why = "; the interval reaches past the limit: more clips would decide" if undecided else ""
+        console.print(f"  [{style}]{mark}[/]  {escape(name)}  {between}, limit {limit(gate['limit'])}{why}", highlight=False)
 
 
 def show_plan(console: Console, plan: Plan) -> None:

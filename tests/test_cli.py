@@ -100,6 +100,17 @@ def test_a_gate_on_a_change_has_a_sign_and_one_on_a_value_has_none():
     assert second.strip() == "FAIL  mae max  0.0500 [0.0400, 0.0600], limit 0.1"
 
 
+def test_a_gate_that_cannot_be_decided_is_not_called_failed():
+    from rich.console import Console
+
+    from edgekit import console
+
+    gate = {"name": "mae", "kind": "max_increase", "limit": 0.015, "value": 0.0025, "low": -0.01, "high": 0.018, "pass": False}
+    screen = Console(record=True, width=160, file=io.StringIO())
+    console.show_gates(screen, [{**gate, "verdict": "inconclusive"}])
+    assert screen.export_text().startswith("  open  mae max_increase  +0.0025") and "more clips would decide" in screen.export_text()
+
+
 def test_json_is_one_report_a_line(run, workspace):
     (workspace / "recipes/b.yaml").write_text((workspace / RECIPE).read_text().replace("name: toy", "name: b"))
     result = run("build", RECIPE, "recipes/b.yaml", "--json")
