@@ -108,7 +108,8 @@ def test_a_gate_that_cannot_be_decided_is_not_called_failed():
     gate = {"name": "mae", "kind": "max_increase", "limit": 0.015, "value": 0.0025, "low": -0.01, "high": 0.018, "pass": False}
     screen = Console(record=True, width=160, file=io.StringIO())
     console.show_gates(screen, [{**gate, "verdict": "inconclusive"}])
-    assert screen.export_text().startswith("  open  mae max_increase  +0.0025") and "more clips would decide" in screen.export_text()
+    text = screen.export_text()
+    assert text.startswith("  open  mae max_increase  +0.0025") and "more clips would decide" in text
 
 
 def test_json_is_one_report_a_line(run, workspace):
