@@ -16,7 +16,10 @@ from . import models
 from .formats import Engine, Shape, read_json, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
+
+    from .flow import Session
 
 
 class FloatModel:
@@ -61,6 +64,19 @@ class FloatModel:
 
     def engines(self) -> list[Engine]:
         return self._engines
+
+
+def torch_session(engine: Engine) -> Session:
+    """A torch engine called as flow.py calls sessions: {input: array} → {output: array}, tensors with batch 1."""
+    import numpy as np
+    import torch
+
+    def call(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            tensors = engine.module(*(torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in engine.inputs))
+        return {name: tensor.numpy() for name, tensor in zip(engine.outputs, tensors, strict=True)}
+
+    return call
 
 
 def save_float_model(directory: Path, module: nn.Module, model: str, config, config_name: str, provenance: Mapping, pruned: bool) -> None:

@@ -7,7 +7,6 @@ its own preprocessing and engines with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from edgekit.artifact import Source, hash_file
 from edgekit.datasets import Clip, Dataset, metrics_of, open_dataset
 from edgekit.errors import CheckpointError, DataError
-from edgekit.formats import Engine, write_json
+from edgekit.formats import write_json
 from edgekit.progress import note, track
 from edgekit.stages import Job
 
@@ -115,20 +114,9 @@ def _default_metrics() -> dict[str, Any]:
 
 
 def _sessions(model: FloatModel) -> dict[str, Any]:
-    return {engine.name: _torch_session(engine) for engine in model.engines()}
+    from edgekit.float_model import torch_session
 
-
-def _torch_session(engine: Engine) -> Any:
-    """A torch engine called as flow.py calls sessions: {input: array} -> {output: array}."""
-    import numpy as np
-    import torch
-
-    def call(feeds: Mapping[str, np.ndarray]) -> Arrays:
-        with torch.inference_mode():
-            tensors = engine.module(*(torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in engine.inputs))
-        return {name: tensor.numpy() for name, tensor in zip(engine.outputs, tensors, strict=True)}
-
-    return call
+    return {engine.name: torch_session(engine) for engine in model.engines()}
 
 
 def _predict(model: FloatModel, sessions: dict[str, Any], inputs: Arrays, clip_id: str, name: str) -> Arrays:

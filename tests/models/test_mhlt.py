@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import CheckpointError
+from edgekit.float_model import torch_session
 from edgekit.flow import run_flow, runs_per_window
 from edgekit.models import checkpoint, mhlt
 from edgekit.models.blocks import hubert, mobilenet3d
@@ -182,16 +183,7 @@ def test_unimodal_heads_hear_or_see_only_their_own():
 def test_engines_along_the_flow_equal_the_whole():
     video, wave = window(1)
     module = folded_copy(tiny())
-
-    def session(engine):
-        def run(feeds):
-            with torch.inference_mode():
-                outputs = engine.module(*[torch.from_numpy(feeds[name]) for name in engine.inputs])
-            return dict(zip(engine.outputs, (o.numpy() for o in outputs), strict=True))
-
-        return run
-
-    got = run_flow(mhlt.flow(TINY), {e.name: session(e) for e in mhlt.engines(module, TINY)}, {"video": video[0].numpy(), "wave": wave[0].numpy()})
+    got = run_flow(mhlt.flow(TINY), {e.name: torch_session(e) for e in mhlt.engines(module, TINY)}, {"video": video[0].numpy(), "wave": wave[0].numpy()})
     with torch.inference_mode():
         want = module(video, wave)
     assert list(got) == ["o", "a", "v"]

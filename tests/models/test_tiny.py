@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgekit.float_model import torch_session
 from edgekit.flow import run_flow, runs_per_window
 from edgekit.models import tiny
 
@@ -31,15 +32,7 @@ def video() -> np.ndarray:
 
 
 def sessions():
-    def session(engine):
-        def run(feeds):
-            with torch.inference_mode():
-                outputs = engine.module(*[torch.from_numpy(feeds[name]) for name in engine.inputs])
-            return dict(zip(engine.outputs, (o.numpy() for o in outputs), strict=True))
-
-        return run
-
-    return {e.name: session(e) for e in tiny.engines(model(), CFG)}
+    return {e.name: torch_session(e) for e in tiny.engines(model(), CFG)}
 
 
 def flow() -> dict:

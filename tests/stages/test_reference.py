@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from edgekit import float_model
 from edgekit.datasets import Clip
 from edgekit.errors import CheckpointError, DataError
 from edgekit.float_model import save_float_model
@@ -106,8 +107,8 @@ def test_cut_and_stretched_clips_pad_and_truncate():
 
 def test_an_unpruned_model_runs_once(models, tmp_path, monkeypatch):
     calls = []
-    real = reference._torch_session
-    monkeypatch.setattr(reference, "_torch_session", lambda engine: (calls.append(engine.name), real(engine))[1])
+    real = float_model.torch_session
+    monkeypatch.setattr(float_model, "torch_session", lambda engine: (calls.append(engine.name), real(engine))[1])
     done = job(tmp_path, "reference", SPEC, {"load": models["load"], "prune": models["load"]}, {"data": MadeUp(3)})
     reference.run(done)
     assert sorted(calls) == ["head", "step"]
@@ -117,7 +118,7 @@ def test_an_unpruned_model_runs_once(models, tmp_path, monkeypatch):
 
 
 def test_a_model_that_gives_nan_is_refused_with_the_clip(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(reference, "_torch_session", lambda engine: lambda feeds: {n: np.full(s, np.nan, np.float32) for n, s in engine.outputs.items()})
+    monkeypatch.setattr(float_model, "torch_session", lambda engine: lambda feeds: {n: np.full(s, np.nan, np.float32) for n, s in engine.outputs.items()})
     with pytest.raises(CheckpointError, match="gives nan in `o` on clip clip-000"):
         reference.run(job(tmp_path, "reference", SPEC, models, {"data": MadeUp(3)}))
 
