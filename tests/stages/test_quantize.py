@@ -142,7 +142,7 @@ def test_a_rewrite_that_changes_the_outputs_is_refused(root, monkeypatch):
     def wrong(model):
         for value in model.graph.initializers.values():
             if graph.constant(value).dtype == np.float32 and graph.constant(value).size > 1:
-                edit = rewrites.Editor(model)
+                edit = graph.Editor(model)
                 edit.replace(value, edit.constant("worse", graph.constant(value) * np.float32(1.01)))
                 return [rewrites.Change("wrong", "somewhere")]
 
@@ -154,7 +154,7 @@ def test_a_rewrite_that_changes_the_outputs_is_refused(root, monkeypatch):
 def test_nan_after_a_rewrite_is_refused(root, monkeypatch):
     def poison(model):
         value = next(v for v in model.graph.initializers.values() if graph.constant(v).dtype == np.float32)
-        edit = rewrites.Editor(model)
+        edit = graph.Editor(model)
         edit.replace(value, edit.constant("poison", graph.constant(value) * np.float32("nan")))
         return [rewrites.Change("poison", "somewhere")]
 

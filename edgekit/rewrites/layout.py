@@ -1,191 +1,19 @@
-"""Exact rewrites: the same values in forms that a target's compiler takes.
-
-Each is one function `rewrite(model) -> list[Change]`, edits the model in place, and says what it
-requires and ensures. "Exact" means equal up to float32 rounding; stages/quantize.py measures that
-on real data and refuses anything else. A target lists those it needs in `rewrites`, in order.
-
-Every new tensor comes with one of three words about its range, so that statistics taken once on
-the float graph stay good for every target:
-
-    same_as NAME    it holds the values of NAME, rearranged: it has that tensor's range
-    bound LOW HIGH  its range follows from the operator
-    observe         nothing is known: observe it, if an INT8 layer turns out to read or write it
-"""
+"""Convolutions and linear layers as 2-D convolutions, and the layout ops around them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import EdgekitError
-from .graph import Editor, attribute, constant, shape_of
+from edgekit.errors import EdgekitError
+from edgekit.graph import Editor, attribute, constant, shape_of
+from edgekit.rewrites.change import Change, free_name, nodes_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-
-@dataclass(frozen=True)
-class Change:
-    """One place that a rewrite changed.
-
-    Attributes:
-        rewrite: the function's name.
-        site: name of the node that was rewritten.
-        tensors: {new tensor: its range word}. Tensors that a later step removed are kept: a chain of
-            `same_as` may lead through them.
-        fp32: new nodes that overflow or lose their meaning in FP16 and must stay in FP32.
-    """
-
-    rewrite: str
-    site: str
-    tensors: dict[str, str] = field(default_factory=dict)
-    fp32: tuple[str, ...] = ()
-
-
-def apply(model: ir.Model, name: str) -> list[Change]:
-    """Run one rewrite by its name and remove what nobody uses any longer.
-
-    Raises:
-        EdgekitError: there is no such rewrite.
-    """
-    import onnx_ir.passes.common as passes
-
-    if name not in REWRITES:
-        raise EdgekitError(f"unknown rewrite `{name}`", f"known: {', '.join(REWRITES)}")
-    changes = REWRITES[name](model)
-    passes.RemoveUnusedNodesPass()(model)
-    passes.TopologicalSortPass()(model)
-    return changes
-
-
-# --------------------------------------------------------------------------- arithmetic
-
-
-def pow_to_mul(model: ir.Model) -> list[Change]:
-    """Pow(x, 2) -> Mul(x, x): Pow goes through log and exp, which collapses in FP16.
-
-    ensures: no Pow with the constant exponent 2.
-    """
-    edit, changes = Editor(model), []
-    for node in _nodes(model, "Pow"):
-        exponent = constant(node.inputs[1])
-        if exponent is None or exponent.size != 1 or float(exponent.reshape(())) != 2.0:
-            continue
-        x = node.inputs[0]
-        edit.take_over(node.outputs[0], edit.add(node, "Mul", [x, x], shape_of(x), name=_free_name(edit, node)))
-        changes.append(Change("pow_to_mul", _site(node)))
-    return changes
-
-
-def clamp_int64(model: ir.Model) -> list[Change]:
-    """Clamp int64 constants to int32, which is what TensorRT before 9 computes shapes in.
-
-    requires: int64 constants are axes, shapes and slice bounds. A slice bound beyond 2^31 means
-        "to the end" before and after.
-    ensures: every int64 constant fits in int32.
-    """
-    edit, changes = Editor(model), []
-    limits = np.iinfo(np.int32)
-    for value in list(model.graph.initializers.values()):
-        array = constant(value)
-        if array is None or array.dtype != np.int64 or ((array >= limits.min) & (array <= limits.max)).all():
-            continue
-        site = next(iter(value.uses())).node.name if value.uses() else value.name
-        edit.replace(value, edit.constant(value.name, np.clip(array, limits.min, limits.max)))
-        changes.append(Change("clamp_int64", site))
-    return changes
-
-
-def decompose_instance_norm(model: ir.Model) -> list[Change]:
-    """InstanceNormalization -> mean, Sub, Mul(d, d), mean, Add, Sqrt, Div (and scale and bias).
-
-    TensorRT 8.5 runs the op as a plug-in that needs cuDNN.
-
-    ensures: no InstanceNormalization; the mean, the square and the root are named in `fp32`: a sum
-        over thousands of samples and a square leave FP16's range.
-    """
-    edit, changes = Editor(model), []
-    for node in _nodes(model, "InstanceNormalization"):
-        x, gamma, beta = node.inputs[0], constant(node.inputs[1]), constant(node.inputs[2])
-        if gamma is None or beta is None:
-            continue
-        rank = len(shape_of(x))
-        y, tensors, fp32 = _normalize(edit, node, x, list(range(2, rank)), attribute(node, "epsilon", 1e-5))
-        per_channel = (1, -1, *[1] * (rank - 2))
-        y = _scale_and_shift(edit, node, y, gamma.reshape(per_channel), beta.reshape(per_channel), tensors)
-        _finish(edit, node, y, tensors)
-        changes.append(Change("decompose_instance_norm", _site(node), tensors, fp32))
-    return changes
-
-
-def decompose_layer_norm(model: ir.Model) -> list[Change]:
-    """LayerNormalization -> mean, Sub, Mul(d, d), mean, Add, Sqrt, Div, scale and bias.
-
-    TensorRT has no LayerNormalization before 8.6, and the exporters' own decomposition uses Pow.
-
-    requires: the op's Mean and InvStdDev outputs are not used.
-    ensures: no LayerNormalization; mean, square and root are named in `fp32`.
-    """
-    edit, changes = Editor(model), []
-    for node in _nodes(model, "LayerNormalization"):
-        if any(extra.uses() for extra in node.outputs[1:]):
-            continue
-        x, gamma = node.inputs[0], constant(node.inputs[1])
-        beta = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        if gamma is None or (len(node.inputs) > 2 and node.inputs[2] is not None and beta is None):
-            continue
-        rank = len(shape_of(x))
-        axes = list(range(attribute(node, "axis", -1) % rank, rank))
-        y, tensors, fp32 = _normalize(edit, node, x, axes, attribute(node, "epsilon", 1e-5))
-        y = _scale_and_shift(edit, node, y, gamma, np.zeros(1, np.float32) if beta is None else beta, tensors)
-        _finish(edit, node, y, tensors)
-        changes.append(Change("decompose_layer_norm", _site(node), tensors, fp32))
-    return changes
-
-
-def _normalize(edit: Editor, node: ir.Node, x: ir.Value, axes: list[int], eps: float):
-    """(x - mean) / sqrt(mean((x - mean)^2) + eps) over `axes`."""
-    full = shape_of(x)
-    reduced = tuple(1 if i in axes else d for i, d in enumerate(full))
-    name = node.name
-    keep = {"axes": axes, "keepdims": 1}
-    epsilon = edit.constant(f"{name}.eps", np.float32(eps))
-    mean = edit.add(node, "ReduceMean", [x], reduced, keep, f"{name}/mean")
-    centred = edit.add(node, "Sub", [x, mean], full, name=f"{name}/centred")
-    square = edit.add(node, "Mul", [centred, centred], full, name=f"{name}/square")
-    variance = edit.add(node, "ReduceMean", [square], reduced, keep, f"{name}/variance")
-    positive = edit.add(node, "Add", [variance, epsilon], reduced, name=f"{name}/variance_eps")
-    std = edit.add(node, "Sqrt", [positive], reduced, name=f"{name}/std")
-    y = edit.add(node, "Div", [centred, std], full, name=f"{name}/normalized")
-    steps = (mean, centred, square, variance, positive, std, y)
-    tensors = {value.name: "observe" for value in steps}
-    # |x - mean| / std over n values is at most sqrt(n - 1): all the variance in one of them.
-    n = math.prod(full[i] for i in axes)
-    tensors[y.name] = f"bound {-math.sqrt(max(n - 1, 1)):.9g} {math.sqrt(max(n - 1, 1)):.9g}"
-    return y, tensors, tuple(value.producer().name for value in steps)
-
-
-def _scale_and_shift(edit: Editor, node: ir.Node, y: ir.Value, gamma: np.ndarray, beta: np.ndarray, tensors: dict[str, str]) -> ir.Value:
-    if not (gamma == 1).all():
-        y = edit.add(node, "Mul", [y, edit.constant(f"{node.name}.gamma", gamma)], shape_of(y), name=f"{node.name}/scaled")
-        tensors[y.name] = "observe"
-    if (beta != 0).any():
-        y = edit.add(node, "Add", [y, edit.constant(f"{node.name}.beta", beta)], shape_of(y), name=f"{node.name}/shifted")
-        tensors[y.name] = "observe"
-    return y
-
-
-def _finish(edit: Editor, node: ir.Node, y: ir.Value, tensors: dict[str, str]) -> None:
-    """The last tensor of a decomposition takes the name, and with it the range, of the op's output."""
-    tensors.pop(y.name, None)
-    edit.take_over(node.outputs[0], y)
-
-
-# --------------------------------------------------------------------------- convolutions
 
 
 def conv1d_to_conv2d(model: ir.Model) -> list[Change]:
@@ -198,7 +26,7 @@ def conv1d_to_conv2d(model: ir.Model) -> list[Change]:
     ensures: no such op of rank 3; groups, strides, dilations, padding and bias as before.
     """
     edit, changes = Editor(model), []
-    for node in _nodes(model, "Conv", "ConvTranspose"):
+    for node in nodes_of(model, "Conv", "ConvTranspose"):
         x, weight, old = node.inputs[0], constant(node.inputs[1]), node.outputs[0]
         if weight is None or weight.ndim != 3:
             continue
@@ -216,7 +44,7 @@ def conv1d_to_conv2d(model: ir.Model) -> list[Change]:
             attributes["output_padding"] = [0, *attribute(node, "output_padding", [0])]
             if attribute(node, "output_shape", None) is not None:
                 continue
-        name = _free_name(edit, node)
+        name = free_name(edit, node)
         axes = edit.constant(f"{name}.axes", np.array([2], np.int64))
         wide = edit.add(node, "Unsqueeze", [x, axes], (n, c, 1, t), name=f"{name}/to_4d")
         inputs = [wide, edit.constant(f"{name}.weight2d", weight[:, :, None, :]), *node.inputs[2:]]
@@ -240,14 +68,14 @@ def linear_to_conv2d(model: ir.Model) -> list[Change]:
         around the convolution.
     """
     edit, changes = Editor(model), []
-    for node in _nodes(model, "MatMul", "Gemm"):
+    for node in nodes_of(model, "MatMul", "Gemm"):
         linear = _linear(node)
         if linear is None:
             continue
         matrix, bias, last = linear  # [k, m], [m] or None, the node whose output is the layer's
         x, old = node.inputs[0], last.outputs[0]
         k, m = matrix.shape
-        name = _free_name(edit, node)
+        name = free_name(edit, node)
         tensors: dict[str, str] = {}
 
         def same(value: ir.Value, source: str, tensors=tensors) -> ir.Value:
@@ -394,7 +222,7 @@ def _hoist(edit: Editor, node: ir.Node) -> Change | None:
             moved = full.reshape(_fill(expand, full.shape)) if layout.op_type == "Squeeze" else full.transpose(inverse)
             inputs[i] = edit.constant(f"{value.name}.moved", moved)
 
-    name = _free_name(edit, node)
+    name = free_name(edit, node)
     y = edit.add(node, node.op_type, inputs, shape, attributes, name)
     after = edit.add(node, layout.op_type, [y, *layout.inputs[1:]], shape_of(old), dict(layout.attributes), f"{name}/{layout.op_type.lower()}")
     edit.take_over(old, after)
@@ -419,7 +247,7 @@ def _cancel(edit: Editor, model: ir.Model) -> bool:
             if joined == sorted(joined):
                 undoes = True
             else:
-                edit.take_over(y, edit.add(node, "Transpose", [x], shape_of(y), {"perm": joined}, _free_name(edit, node)))
+                edit.take_over(y, edit.add(node, "Transpose", [x], shape_of(y), {"perm": joined}, free_name(edit, node)))
                 edit.graph.remove(node, safe=True)
                 changed = True
                 continue
@@ -476,34 +304,3 @@ def _fill(pattern: Iterable[int | None], values: Iterable[int]) -> tuple[int, ..
     return tuple(next(rest) if p is None else p for p in pattern)
 
 
-# --------------------------------------------------------------------------- common
-
-
-def _nodes(model: ir.Model, *op_types: str) -> list[ir.Node]:
-    return [node for node in model.graph if node.op_type in op_types]
-
-
-_REPLACED = "\0replaced "
-
-
-def _free_name(edit: Editor, node: ir.Node) -> str:
-    """The name of a node that is about to be replaced, so that its successor can have it."""
-    name = node.name
-    edit._taken.discard(name)
-    node.name = _REPLACED + name
-    return name
-
-
-def _site(node: ir.Node) -> str:
-    return node.name.removeprefix(_REPLACED)
-
-
-REWRITES: Mapping[str, Callable[[ir.Model], list[Change]]] = {
-    "pow_to_mul": pow_to_mul,
-    "clamp_int64": clamp_int64,
-    "decompose_instance_norm": decompose_instance_norm,
-    "decompose_layer_norm": decompose_layer_norm,
-    "conv1d_to_conv2d": conv1d_to_conv2d,
-    "linear_to_conv2d": linear_to_conv2d,
-    "merge_layout_ops": merge_layout_ops,
-}
