@@ -51,7 +51,7 @@ def feeds(model, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def run(path: Path, fed: dict[str, np.ndarray], also=()) -> dict[str, np.ndarray]:
-    return onnxruntime.open(path, threads=1, also=also)(fed)
+    return onnxruntime.simulate(path, threads=1, also=also)(fed)
 
 
 def op_counts(model) -> dict[str, int]:

@@ -92,7 +92,7 @@ def test_with_the_bundle_alone_its_receiver_gets_the_golden_answers(mhlt):
     bundle = mhlt[1].bundle
     flow, spec, described = (json.loads((bundle / f"{name}.json").read_text()) for name in ("flow", "preprocess", "golden"))
     tensors = load_file(bundle / "golden.safetensors")
-    sessions = {step["engine"]: onnxruntime.open(bundle / f"engines/{step['engine']}/model.onnx") for step in flow["steps"]}
+    sessions = {step["engine"]: onnxruntime.simulate(bundle / f"engines/{step['engine']}/model.onnx") for step in flow["steps"]}
     assert len(described["clips"]) == 4
     for clip in described["clips"]:
         raw = Clip(clip["id"], tensors[f"{clip['id']}/raw/frames"], clip["fps"], tensors[f"{clip['id']}/raw/audio"], clip["sample_rate_hz"], {})
@@ -299,13 +299,13 @@ def test_a_state_that_is_wired_wrongly_fails_parity(stateful, tmp_path, states):
 def test_a_state_that_starts_over_at_every_step_fails_parity(stateful, tmp_path, monkeypatch):
     project, report = stateful
     honest = max(row["max_abs"] for row in report["parity"].values())
-    keep = onnxruntime.open
+    keep = onnxruntime.simulate
 
     def forgetful(path, **options):
         session = keep(path, **options)
         return lambda feeds: session({name: 0 * value if name in ("h_in", "c_in") else value for name, value in feeds.items()})
 
-    monkeypatch.setattr(onnxruntime, "open", forgetful)
+    monkeypatch.setattr(onnxruntime, "simulate", forgetful)
     assert parity_of(project, tmp_path, {"step": STATES}) > 10 * honest
 
 

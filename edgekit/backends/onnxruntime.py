@@ -40,8 +40,8 @@ class Session:
         return dict(zip(self.outputs, self._session.run(self.outputs, dict(feeds)), strict=True))
 
 
-def open(path: Path | str, threads: int | None = None, also: Iterable[str] = ()) -> Session:
-    """A session of the graph at `path`.
+def simulate(path: Path | str, threads: int | None = None, also: Iterable[str] = ()) -> Session:
+    """A session that computes the graph at `path` as written, Q and DQ included.
 
     Args:
         threads: inside one op; all cores if None.

@@ -47,7 +47,7 @@ def run(job: Job) -> None:
         wanted[engine.name] = graph.worth_observing(exported)
         aliases[engine.name] = graph.aliases(exported)
         ports = [*engine.inputs, *engine.outputs]
-        sessions[engine.name] = onnxruntime.open(path, also=[name for name in wanted[engine.name] if name not in ports])
+        sessions[engine.name] = onnxruntime.simulate(path, also=[name for name in wanted[engine.name] if name not in ports])
 
     data = job.files["data"]
     clips = track(batches(data, model.preprocess), "calibrating", total=len(data.ids))

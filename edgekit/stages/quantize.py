@@ -132,7 +132,7 @@ def _real_feeds(job: Job, flow: dict, paths: dict[str, Path]) -> dict[str, list[
         if len(feeds[engine]) < 2 * PROOF_CLIPS:
             feeds[engine].append(dict(fed))
 
-    sessions = {name: onnxruntime.open(path) for name, path in paths.items()}
+    sessions = {name: onnxruntime.simulate(path) for name, path in paths.items()}
     for _, inputs in islice(batches(job.files["data"], read_json(job.inputs["prune"] / "preprocess.json")), PROOF_CLIPS):
         run_flow(flow, sessions, inputs, keep)
     return feeds
@@ -154,11 +154,11 @@ def _rewrite(job: Job, name: str, path: Path, feeds: list[dict]) -> tuple[_Engin
             engine.words.update(change.tensors)
             engine.fp32 += change.fp32
         if before is None:
-            original = onnxruntime.open(path)
+            original = onnxruntime.simulate(path)
             before = [original(fed) for fed in feeds]
         step = job.scratch / f"{name}.onnx"
         graph.save(engine.model, step)
-        rewritten = onnxruntime.open(step)
+        rewritten = onnxruntime.simulate(step)
         after = [rewritten(fed) for fed in feeds]
         step.unlink()
         max_abs, largest = _difference(before, after)
@@ -275,7 +275,7 @@ def _observe_missing(job: Job, flow: dict, engines: list[_Engine], statistics: S
     if not wanted:
         return Statistics({})
     sessions = {
-        e.name: onnxruntime.open(job.out / "engines" / e.name / "float.onnx", also=wanted.get(e.name, ())) for e in engines
+        e.name: onnxruntime.simulate(job.out / "engines" / e.name / "float.onnx", also=wanted.get(e.name, ())) for e in engines
     }
     data = job.files["data"]
     spec = read_json(job.inputs["prune"] / "preprocess.json")

@@ -112,7 +112,7 @@ def _run_artifact(job: Job, flow: dict[str, Any], data: Dataset) -> dict[str, np
     from edgekit.preprocess import preprocess
 
     spec = read_json(job.inputs["export"] / "preprocess.json")
-    sessions = {engine: onnxruntime.open(_graph(job, engine, "qdq")) for engine in _engines(flow)}
+    sessions = {engine: onnxruntime.simulate(_graph(job, engine, "qdq")) for engine in _engines(flow)}
     rows: dict[str, list] = {name: [] for name in flow["outputs"]}
     for clip_id in track(data.ids, "artifact, host-simulated"):
         for name, value in run_flow(flow, sessions, preprocess(spec, data.clip(clip_id))).items():
@@ -147,7 +147,7 @@ def _look_inside(
 
     layers = {engine: _layers_in_both(_graph(job, engine, "float"), _graph(job, engine, "qdq")) for engine in _engines(flow)}
     sessions = {
-        kind: {engine: onnxruntime.open(_graph(job, engine, kind), also=layers[engine]) for engine in _engines(flow)} for kind in ("float", "qdq")
+        kind: {engine: onnxruntime.simulate(_graph(job, engine, kind), also=layers[engine]) for engine in _engines(flow)} for kind in ("float", "qdq")
     }
     energy: dict[tuple[str, str], list[float]] = {}  # (engine, tensor) -> [signal, noise, max_abs]
     ends: dict[tuple[str, str], tuple[list, list]] = {}

@@ -38,9 +38,9 @@ def model(tmp_path):
 def test_outputs_come_by_name_and_inner_tensors_on_request(tmp_path):
     path, _ = model(tmp_path)
     x = np.random.default_rng(1).standard_normal((1, 3, 5, 5)).astype(np.float32)
-    plain = onnxruntime.open(path, threads=1)({"x": x})
+    plain = onnxruntime.simulate(path, threads=1)({"x": x})
     assert list(plain) == ["y"]
-    more = onnxruntime.open(path, also=["c", "d"])({"x": x})
+    more = onnxruntime.simulate(path, also=["c", "d"])({"x": x})
     assert set(more) == {"y", "c", "d"}
     assert (np.maximum(more["c"], 0) == more["y"]).all()
 
@@ -48,7 +48,7 @@ def test_outputs_come_by_name_and_inner_tensors_on_request(tmp_path):
 def test_quantized_values_are_ours_to_the_bit(tmp_path):
     path, weight = model(tmp_path)
     x = np.random.default_rng(1).standard_normal((1, 3, 5, 5)).astype(np.float32) * 5
-    got = onnxruntime.open(path, also=["d"])({"x": x})
+    got = onnxruntime.simulate(path, also=["d"])({"x": x})
     want = fake_quantize(x, SCALE)
     assert (got["d"] == want).all()
     conv = np.maximum(np.einsum("oi,nihw->nohw", weight[:, :, 0, 0], want), 0)

@@ -123,7 +123,7 @@ def stage_dirs(tmp_path: Path, data: MadeUp, noise: float = 0.002, pruned_noise:
         clip = data.clip(id)
         inputs = preprocess(PREPROCESS, clip)
         for row, kind in (("original", "original"), ("pruned", "float")):
-            sessions = {engine: onnxruntime.open(dirs["quantize"] / "engines" / engine / f"{kind}.onnx") for engine in ("eye", "head")}
+            sessions = {engine: onnxruntime.simulate(dirs["quantize"] / "engines" / engine / f"{kind}.onnx") for engine in ("eye", "head")}
             outputs = run_flow(FLOW, sessions, inputs)
             for name, value in outputs.items():
                 rows.setdefault(f"{row}/{name}", []).append(value)

@@ -44,7 +44,7 @@ def test_histograms_hold_every_value_of_every_step(root):
 def test_histograms_equal_brute_force(root):
     names = ["c1/Conv_out", "wave", "features"]
     path = root / "calibrate/engines/encoder/float.onnx"
-    also = onnxruntime.open(path, also=names[:1])
+    also = onnxruntime.simulate(path, also=names[:1])
     seen = {name: [] for name in names}
 
     def tap(engine, feeds, outputs):
@@ -52,7 +52,7 @@ def test_histograms_equal_brute_force(root):
             for name in names:
                 seen[name].append(({**feeds, **outputs})[name].ravel())
 
-    sessions = {"encoder": also, "cell": onnxruntime.open(root / "calibrate/engines/cell/float.onnx")}
+    sessions = {"encoder": also, "cell": onnxruntime.simulate(root / "calibrate/engines/cell/float.onnx")}
     for _, inputs in batches(Noise(5), preprocess_spec(None)):
         run_flow(flow(None), sessions, inputs, tap)
     statistics = Statistics.open(root / "calibrate")
@@ -86,7 +86,7 @@ def test_the_same_clips_give_the_same_bytes(root, tmp_path):
 
 
 def test_nan_in_a_clip_is_refused_with_clip_engine_and_tensor(root):
-    sessions = {e: onnxruntime.open(root / f"calibrate/engines/{e}/float.onnx") for e in ("encoder", "cell")}
+    sessions = {e: onnxruntime.simulate(root / f"calibrate/engines/{e}/float.onnx") for e in ("encoder", "cell")}
     clips = [("good", {"wave": np.ones(400, np.float32)}), ("bad", {"wave": np.full(400, np.nan, np.float32)})]
     with pytest.raises(DataError, match="clip bad: engine `encoder`, tensor `wave`"):
         observe(flow(None), sessions, {"encoder": ["wave"]}, clips)

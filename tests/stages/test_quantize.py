@@ -35,7 +35,7 @@ def root(made, tmp_path):
 
 
 def outputs(root, kind: str, n: int = 6) -> np.ndarray:
-    sessions = {e: onnxruntime.open(root / f"quantize/engines/{e}/{kind}.onnx") for e in ("encoder", "cell")}
+    sessions = {e: onnxruntime.simulate(root / f"quantize/engines/{e}/{kind}.onnx") for e in ("encoder", "cell")}
     return np.array([run_flow(flow(None), sessions, inputs)["o"] for _, inputs in batches(Noise(n), preprocess_spec(None))])
 
 
@@ -55,7 +55,7 @@ def test_every_rewrite_is_recorded_with_its_measured_proof(made):
 
 
 def test_the_rewritten_graph_equals_the_float_graph(made):
-    sessions = {e: onnxruntime.open(made / f"calibrate/engines/{e}/float.onnx") for e in ("encoder", "cell")}
+    sessions = {e: onnxruntime.simulate(made / f"calibrate/engines/{e}/float.onnx") for e in ("encoder", "cell")}
     want = np.array([run_flow(flow(None), sessions, i)["o"] for _, i in batches(Noise(6), preprocess_spec(None))])
     np.testing.assert_allclose(outputs(made, "float"), want, atol=1e-5)
 
