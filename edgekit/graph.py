@@ -1,6 +1,6 @@
-"""ONNX graphs through onnx-ir: export from torch, MACs, the op table, Q/DQ.
+"""ONNX graphs through onnx-ir: export from torch, MACs, the op table, editing.
 
-The exact rewrites that targets ask for stand in `rewrites.py`; both share `Editor`.
+The exact rewrites that targets ask for stand in `rewrites/`, their Q/DQ form is made by `qdq.py`; all share `Editor`.
 
 Names matter here more than usual: scales, precisions and skips are all addressed by tensor or
 node name, and end up in text files of vendors who split on `:` and `,`. So every name is
@@ -13,14 +13,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import CheckpointError, EdgekitError
-from .quant import Numbers, Range, quantize_weight, scale_of, weight_scales
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 OPSET = 17
 IR_VERSION = 8  # of ONNX 1.12, the first with opset 17: newer ones make old parsers warn
 
-MAC_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU")
+MAC_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "Scan")
 
 
 # --------------------------------------------------------------------------- export
@@ -422,157 +420,6 @@ class Editor:
             old.name = self.unique(f"{name}_before")
             new.name = name
         self.replace(old, new)
-
-
-# --------------------------------------------------------------------------- Q/DQ
-
-
-def insert_qdq(model: ir.Model, layers: Iterable[str], ranges: Mapping[str, Range], numbers: Numbers) -> ir.Model:
-    """A copy of `model` that computes `layers` in exactly the target's numbers.
-
-    Each layer (a Conv) gets QuantizeLinear/DequantizeLinear at its data input, one pair per
-    tensor however many layers read it, and an int8 weight with a DequantizeLinear per output
-    channel. Biases stay float: the integer engine adds them at accumulator precision. Nothing is
-    put on outputs: a tensor is quantized where an INT8 layer reads it.
-
-    Args:
-        layers: names of the nodes to quantize.
-        ranges: {tensor name: Range}, of every layer's data input.
-
-    Raises:
-        EdgekitError: a layer has no such range, or is not a Conv with a constant weight.
-    """
-
-    model = model.clone(deep_copy=True)
-    edit = Editor(model)
-    nodes = {node.name: node for node in model.graph}
-    pairs: dict[str, ir.Value] = {}
-    for name in layers:
-        node = nodes[name]
-        x, weight = node.inputs[0], constant(node.inputs[1])
-        if node.op_type != "Conv" or weight is None:
-            raise EdgekitError(f"layer `{name}` ({node.op_type}) cannot be quantized: only Conv with a constant weight is")
-        if x.name not in ranges:
-            raise EdgekitError(f"layer `{name}`: no range for its input `{x.name}`")
-        if x.name not in pairs:
-            pairs[x.name] = _activation_qdq(edit, node, x, ranges[x.name], numbers)
-        node.replace_input_with(0, pairs[x.name])
-        node.replace_input_with(1, _weight_dq(edit, node, weight, numbers))
-    _sort(model)
-    return model
-
-
-def _activation_qdq(edit: Editor, node: ir.Node, x: ir.Value, r: Range, numbers: Numbers) -> ir.Value:
-    import onnx_ir as ir
-
-    scale = scale_of(r, numbers)
-    integer = ir.DataType.INT8 if scale.dtype == "int8" else ir.DataType.UINT8
-    s = edit.constant(f"{x.name}.scale", np.float32(scale.scale))
-    z = edit.constant(f"{x.name}.zero_point", np.array(scale.zero_point, scale.dtype))
-    q = edit.add(node, "QuantizeLinear", [x, s, z], shape_of(x), name=f"{x.name}/QuantizeLinear", dtype=integer)
-    return edit.add(node, "DequantizeLinear", [q, s, z], shape_of(x), name=f"{x.name}/DequantizeLinear", dtype=x.dtype)
-
-
-def _weight_dq(edit: Editor, node: ir.Node, weight: np.ndarray, numbers: Numbers) -> ir.Value:
-    import onnx_ir as ir
-
-    scales = weight_scales(weight, numbers)
-    s = edit.constant(f"{node.name}.weight.scale", scales)
-    z = edit.constant(f"{node.name}.weight.zero_point", np.zeros(scales.shape, np.int8))
-    q = edit.constant(f"{node.name}.weight.int8", quantize_weight(weight, scales))
-    return edit.add(
-        node, "DequantizeLinear", [q, s, z], weight.shape, {"axis": 0}, f"{node.name}/weight/DequantizeLinear", ir.DataType.FLOAT
-    )
-
-
-def _sort(model: ir.Model) -> None:
-    import onnx_ir.passes.common as passes
-
-    passes.RemoveUnusedNodesPass()(model)
-    passes.TopologicalSortPass()(model)
-
-
-# --------------------------------------------------------------------------- precisions
-
-
-@dataclass(frozen=True)
-class Precisions:
-    """Which nodes of one engine a target runs in INT8.
-
-    Attributes:
-        int8: the layers that are computed on integers.
-        fused: activations between INT8 layers, which the compiler joins to the layer before.
-        skipped: {every other layer with MACs: the reason}.
-        tensors: names of the activations that INT8 layers and their fused activations read and write;
-            each needs a scale on the device.
-    """
-
-    int8: tuple[str, ...]
-    fused: tuple[str, ...]
-    skipped: dict[str, str]
-    tensors: tuple[str, ...]
-
-
-def precisions(model: ir.Model, ops: Mapping[str, Mapping[str, Any]], skip: Mapping[str, str] | None = None) -> Precisions:
-    """Sort the layers of `model` by what the target's table takes in INT8.
-
-    Args:
-        ops: the target's table; the keys read are int8, int8_ranks and ranks. `Conv.depthwise` and
-            `Conv.odd_groups`, if there, further restrict these kinds of Conv.
-        skip: {node: reason} of layers to leave in float.
-    """
-    skip = skip or {}
-    int8: list[str] = []
-    skipped: dict[str, str] = {}
-    for node in model.graph:
-        if node.op_type in MAC_OPS:
-            reason = skip.get(node.name) or _not_in_int8(node, ops)
-            if reason is None:
-                int8.append(node.name)
-            else:
-                skipped[node.name] = reason
-    chosen = set(int8)
-    fused = []
-    for node in model.graph:
-        if node.op_type in ("Relu", "Clip", "LeakyRelu") and ops.get(node.op_type, {}).get("int8"):
-            before, after = node.inputs[0].producer(), [use.node for use in node.outputs[0].uses()]
-            alone = before is not None and len(before.outputs[0].uses()) == 1 and not before.outputs[0].is_graph_output()
-            reads = all(user.name in chosen and user.inputs[0] is node.outputs[0] for user in after)
-            if alone and before.name in chosen and after and reads and not node.outputs[0].is_graph_output():
-                fused.append(node.name)
-    in_int8 = chosen | set(fused)
-    tensors = dict.fromkeys(
-        value.name for node in model.graph if node.name in in_int8 for value in (node.inputs[0], *node.outputs)
-    )
-    return Precisions(tuple(int8), tuple(fused), skipped, tuple(tensors))
-
-
-def _not_in_int8(node: ir.Node, ops: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Why the target runs a layer in float, or None."""
-    rule = ops.get(node.op_type, {})
-    rank = len(shape_of(data_input(node)))
-    if not rule.get("int8"):
-        return f"{node.op_type} is not taken in INT8"
-    ranks = rule.get("int8_ranks") or rule.get("ranks")
-    if ranks and rank not in ranks:
-        return f"{node.op_type} of rank {rank} is not taken in INT8"
-    if node.op_type != "Conv" or constant(node.inputs[1]) is None:
-        return f"{node.op_type} with a weight that is not constant is not quantized"
-    kind = conv_kind(node)
-    if kind is not None and not ops.get(f"Conv.{kind}", {"int8": True}).get("int8"):
-        return f"{kind.replace('_', ' ')} Conv is not taken in INT8"
-    return None
-
-
-def conv_kind(node: ir.Node) -> str | None:
-    """`depthwise`: one input channel a group; `odd_groups`: groups that are no multiple of 4 channels; else None."""
-    group = attribute(node, "group", 1)
-    if group == 1:
-        return None
-    out, into = shape_of(node.inputs[1])[:2]
-    if into == 1:
-        return "depthwise"
-    return "odd_groups" if into % 4 or (out // group) % 4 else None
 
 
 # --------------------------------------------------------------------------- value-preserving ops

@@ -164,7 +164,10 @@ class Numbers:
     dtype: str = "int8"
     symmetric: bool = True
     divisor: float = 127.0
+    nonnegative: str | None = None
     weight_per_channel: bool = True
+    weight_divisor: float = 127.0
+    outputs: bool = False
 
     @classmethod
     def from_target(cls, numbers: dict) -> Numbers:
@@ -177,7 +180,10 @@ class Numbers:
             dtype=activation["dtype"],
             symmetric=activation["symmetric"],
             divisor=float(activation.get("divisor", 127)),
+            nonnegative=activation.get("nonnegative"),
             weight_per_channel=weight.get("granularity", "per_channel") == "per_channel",
+            weight_divisor=float(weight.get("divisor", 127)),
+            outputs=numbers.get("outputs", False),
         )
 
 
@@ -199,6 +205,8 @@ def scale_of(r: Range, numbers: Numbers) -> Scale:
 
     A range of zero width at zero (a dead tensor) gets scale 1/divisor: any scale maps zero to zero.
     """
+    if numbers.symmetric and numbers.nonnegative == "uint8" and r.low >= 0 and r.high > 0:
+        return Scale(_float32_scale(r.high / 255), 0, "uint8")
     if numbers.symmetric:
         scale = r.amax / numbers.divisor if r.amax > 0 else 1.0 / numbers.divisor
         return Scale(_float32_scale(scale), 0, numbers.dtype)
@@ -235,7 +243,7 @@ def weight_scales(w: np.ndarray, numbers: Numbers, axis: int = 0) -> np.ndarray:
     amax = np.abs(w).max(axis=tuple(i for i in range(w.ndim) if i != axis)).astype(np.float32)
     if not numbers.weight_per_channel:
         amax = np.full_like(amax, amax.max())
-    scales = np.where(amax > 0, amax / np.float32(127), np.float32(1))
+    scales = np.where(amax > 0, amax / np.float32(numbers.weight_divisor), np.float32(1))
     return np.maximum(scales, np.float32(_SMALLEST_SCALE)).astype(np.float32)
 
 

@@ -27,20 +27,34 @@ class Runtime(Schema):
 
 
 class Activation(Schema):
-    """How an activation becomes an integer: q = round(x / scale), scale = range / divisor."""
+    """How an activation becomes an integer: q = round(x / scale) + zero point.
 
-    dtype: Literal["int8"]
-    symmetric: Literal[True]
-    zero_point: Literal[0]
-    divisor: Literal[127]
+    Symmetric: zero point 0 and scale = max|x| / divisor. Asymmetric: the whole range over all 256 values.
+    """
+
+    dtype: Literal["int8", "uint8"]
+    symmetric: bool
+    zero_point: Literal[0] | None = Field(None, description="0 if symmetric; otherwise left out, since each range has its own")
+    divisor: Annotated[int, Field(ge=1, le=127)] | None = Field(None, description="symmetric only: the integer that max|x| becomes")
+    nonnegative: Literal["uint8"] | None = Field(None, description="symmetric only: tensors without negative values become uint8, zero point 0, scale = high / 255")
+
+    @model_validator(mode="after")
+    def _fits_its_symmetry(self) -> Activation:
+        if self.symmetric and (self.dtype != "int8" or self.zero_point is None or self.divisor is None):
+            raise document.mistake("symmetric activations are int8 with zero point 0", "give `dtype: int8`, `zero_point: 0` and `divisor: 127`", at=("symmetric",))
+        for key in ("zero_point", "divisor", "nonnegative"):
+            if not self.symmetric and getattr(self, key) is not None:
+                raise document.mistake(f"`{key}` is for symmetric activations", "leave it out", at=(key,))
+        return self
 
 
 class Weight(Schema):
-    """How a weight becomes an integer."""
+    """How a weight becomes an integer: symmetric, scale = max|w| / divisor."""
 
     dtype: Literal["int8"]
     granularity: Literal["per_channel", "per_tensor"]
     range: Literal["max_abs"]
+    divisor: Annotated[int, Field(ge=1, le=127)] = Field(127, description="the integer that max|w| becomes; 63 leaves room for sums of two products in 16 bits")
 
 
 class Numbers(Schema):
@@ -49,6 +63,14 @@ class Numbers(Schema):
     activation: Activation
     weight: Weight
     rounding: Literal["half_even"]
+    outputs: bool = Field(False, description="an INT8 layer writes INT8 too; if not, it may write floats and only its readers quantize")
+
+
+class Output(Schema):
+    """Scale and zero point that an integer kernel always writes in."""
+
+    scale: Annotated[float, Field(gt=0)]
+    zero_point: Annotated[int, Field(ge=-128, le=255)]
 
 
 class Rewrite(Schema):
@@ -65,6 +87,7 @@ class OpRule(Schema):
     ranks: tuple[int, ...] = Field((), description="ranks of the data input; empty means any")
     int8: bool = Field(False, description="whether the compiler may run it in INT8")
     int8_ranks: tuple[int, ...] = Field((), description="ranks that may run in INT8; empty means all of `ranks`")
+    int8_output: Output | None = Field(None, description="what its INT8 kernel writes in, whatever the data")
     rewrite: Rewrite | None = Field(None, description="taken only after this rewrite")
     max_opset: int | None = None
     note: str | None = None
@@ -80,7 +103,7 @@ class Target(Schema):
 
     name: Text
     description: Text
-    backend: Literal["tensorrt"]
+    backend: Text = Field(description="who compiles for it: a module in edgekit/backends, or of an installed package")
     runtime: Runtime
     build_on: Literal["device", "host"]
     device: dict[str, Fact] = Field({}, description="facts such as sm, memory_gb, jetpack")

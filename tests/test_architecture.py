@@ -26,6 +26,7 @@ LAYERS = (
     ("backends", "models"),
     ("preprocess",),
     ("datasets",),
+    ("qdq",),
     ("rewrites",),
     ("graph", "flow", "compare", "metrics", "losses", "report"),
     ("quant",),

@@ -73,7 +73,8 @@ def test_notes_and_sources_do_not_enter_a_key(target, workspace):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("backend: tensorrt", "backend: openvino", "targets/toy.yaml:3: `backend` cannot be `openvino`"),
+        ("symmetric: true", "symmetric: false", "`zero_point` is for symmetric activations"),
+        ("divisor: 127", "divisor: 128", "`numbers.activation.divisor`"),
         ("Relu: {}", "Relu: {dtype: [float32]}", "unknown key `dtype`\n  hint: did you mean `dtypes`?"),
         ("by: layer_norm_to_primitives", "by: layer_nrm", "unknown rewrite `layer_nrm`"),
         ("zero_point: 0", "zero_point: 3", "`numbers.activation.zero_point` cannot be 3"),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgekit.calibration import Statistics
-    from edgekit.graph import Precisions
+    from edgekit.qdq import Precisions
     from edgekit.quant import Range
     from edgekit.recipe import Recipe
     from edgekit.target import Target
@@ -64,7 +64,7 @@ class _Engine:
 
 
 def run(job: Job) -> None:
-    from edgekit import graph
+    from edgekit import graph, qdq
     from edgekit.calibration import Statistics
     from edgekit.quant import Numbers, scale_of
 
@@ -84,13 +84,13 @@ def run(job: Job) -> None:
 
     skips = _skips(job.spec.get("skip", []), engines)
     for engine in engines:
-        engine.precisions = graph.precisions(engine.model, job.spec["int8"], skips[engine.name])
+        engine.precisions = qdq.precisions(engine.model, job.spec["int8"], skips[engine.name], numbers.outputs)
 
     ranges = _ranges(job, flow, engines, statistics)
     for engine in engines:
         own = {tensor: r for tensor, (r, _) in ranges[engine.name].items()}
-        qdq = graph.insert_qdq(engine.model, engine.precisions.int8, own, numbers)
-        graph.save(qdq, job.out / "engines" / engine.name / "qdq.onnx")
+        integer = qdq.insert_qdq(engine.model, engine.precisions, own, numbers)
+        graph.save(integer, job.out / "engines" / engine.name / "qdq.onnx")
 
     write_json(
         job.out / "ranges.json",
@@ -226,7 +226,7 @@ def _ranges(job: Job, flow: dict, engines: list[_Engine], statistics: Statistics
     found: dict[str, dict[str, tuple[Range, str]]] = {}
     for engine in engines:
         mine = found.setdefault(engine.name, {})
-        sources = {tensor: _source(engine, statistics, tensor) for tensor in engine.precisions.tensors}
+        sources = {tensor: _source(engine, statistics, tensor) for tensor in engine.precisions.observed}
         for tensor, (source, kind) in sources.items():
             if kind == "bound":
                 mine[tensor] = (Range(*map(float, source.split())), "bound")
@@ -268,7 +268,7 @@ def _observe_missing(job: Job, flow: dict, engines: list[_Engine], statistics: S
 
     wanted: dict[str, list[str]] = {}
     for engine in engines:
-        sources = (_source(engine, statistics, tensor) for tensor in engine.precisions.tensors)
+        sources = (_source(engine, statistics, tensor) for tensor in engine.precisions.observed)
         missing = dict.fromkeys(source for source, kind in sources if kind == "observe")
         if missing:
             wanted[engine.name] = list(missing)

@@ -1,0 +1,333 @@
+"""Which layers a target computes on integers, and the graph that computes them so.
+
+The Q/DQ graph is the one contract between quantize and every backend: QuantizeLinear and
+DequantizeLinear stand exactly where the target rounds, in exactly its numbers, and everything else
+is float. ONNX Runtime can execute it as written, so each built artifact has a reference.
+
+Two kinds of targets. On those with `numbers.outputs` (TFLite, ONNX Runtime) an integer layer writes
+integers, so the tensor itself is quantized and everybody reads the rounded values. On the others
+(TensorRT, OpenVINO) a layer may write floats, and a tensor is rounded only where an integer layer
+reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import EdgekitError
+from .graph import COPY_OPS, MAC_OPS, Editor, attribute, constant, data_input, is_float, shape_of
+from .quant import Numbers, Range, Scale, quantize_weight, scale_of, weight_scales
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "PRelu")  # compilers join these to the layer before
+JOINS = ("Add", "Sub", "Mul")
+# One activation in, and an integer kernel exists wherever the target's table says so.
+FOLLOWERS = ("AveragePool", "GlobalAveragePool", "ReduceMean", "Sigmoid", "Tanh", "Softmax", "Gelu", "HardSwish", *ACTIVATIONS)
+PASSES_INTEGERS = (*COPY_OPS, "MaxPool")
+
+
+@dataclass(frozen=True)
+class Precisions:
+    """What of one engine a target computes on integers.
+
+    Attributes:
+        int8: the layers with MACs.
+        fused: activations and bias additions that the compiler joins to the layer before.
+        others: joins, pools and the like between integer layers.
+        skipped: {every other layer with MACs: the reason}.
+        reads: {node: inputs that it reads as integers}, of `int8` and `others`.
+        writes: tensors that are written as integers, so that everybody reads the rounded values.
+        fixed: {tensor: the scale that the kernel writes in, whatever the data}.
+        tensors: activations that `int8`, `fused` and `others` read and write; a target that wants a
+            scale for each finds them here.
+    """
+
+    int8: tuple[str, ...]
+    fused: tuple[str, ...]
+    skipped: dict[str, str]
+    tensors: tuple[str, ...]
+    others: tuple[str, ...] = ()
+    reads: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    writes: tuple[str, ...] = ()
+    fixed: dict[str, Scale] = field(default_factory=dict)
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """Every tensor whose range must come from data or from what an operator bounds."""
+        return tuple(name for name in dict.fromkeys((*self.tensors, *self.writes)) if name not in self.fixed)
+
+
+def precisions(
+    model: ir.Model, ops: Mapping[str, Mapping[str, Any]], skip: Mapping[str, str] | None = None, outputs: bool = False
+) -> Precisions:
+    """Sort the nodes of `model` by what the target's table takes in INT8.
+
+    Args:
+        ops: the target's table; the keys read are int8, int8_ranks, ranks and int8_output. `Conv.depthwise`,
+            `Conv.odd_groups` and `MatMul.activations`, if there, further restrict these kinds.
+        skip: {node: reason} of layers to leave in float.
+        outputs: integer layers write integers (`numbers.outputs`).
+    """
+    return _Sorting(model, ops, skip or {}, outputs).run()
+
+
+class _Sorting:
+    def __init__(self, model: ir.Model, ops: Mapping[str, Mapping[str, Any]], skip: Mapping[str, str], outputs: bool):
+        self.model, self.ops, self.outputs = model, ops, outputs
+        self.skipped: dict[str, str] = {}
+        self.layers: dict[str, ir.Node] = {}
+        for node in model.graph:
+            if node.op_type in MAC_OPS:
+                reason = skip.get(node.name) or _not_in_int8(node, ops)
+                if reason is None:
+                    self.layers[node.name] = node
+                else:
+                    self.skipped[node.name] = reason
+        self.fused: dict[str, ir.Node] = {}
+        self.ends = {name: self._end(node) for name, node in self.layers.items()}
+        self.others = self._others()
+
+    def run(self) -> Precisions:
+        reads = {name: tuple(_reads(node)) for name, node in {**self.layers, **self.others}.items()}
+        writes: list[str] = []
+        fixed: dict[str, Scale] = {}
+        if self.outputs:
+            nodes = [(name, self.layers[name], self.ends[name]) for name in self.layers]
+            nodes += [(name, node, node.outputs[0]) for name, node in self.others.items()]
+            for _, node, end in nodes:
+                writes.append(end.name)
+                forced = self.ops.get(node.op_type, {}).get("int8_output")
+                if forced:
+                    dtype = "int8" if forced["zero_point"] < 0 else "uint8"
+                    fixed[end.name] = Scale(float(np.float32(forced["scale"])), forced["zero_point"], dtype)
+        in_int8 = {*self.layers, *self.fused, *self.others}
+        tensors: dict[str, None] = {}
+        for node in self.model.graph:
+            if node.name in reads:
+                tensors.update(dict.fromkeys(node.inputs[i].name for i in reads[node.name]))
+            if node.name in in_int8 and not self.outputs:
+                tensors.update(dict.fromkeys(v.name for v in (*node.inputs[:1], *node.outputs) if is_float(v)))
+        order = [node.name for node in self.model.graph]
+        others = sorted(self.others, key=order.index)
+        fused = sorted(self.fused, key=order.index)
+        return Precisions(tuple(self.layers), tuple(fused), self.skipped, tuple(tensors), tuple(others), reads, tuple(dict.fromkeys(writes)), fixed)
+
+    def _end(self, layer: ir.Node) -> ir.Value:
+        """The last tensor of the layer and what is joined to it: its bias addition, its activation."""
+        value = layer.outputs[0]
+        while True:
+            user = _only_user(value)
+            if user is None or user.name in self.layers:
+                return value
+            is_bias = self.outputs and layer.op_type == "MatMul" and value is layer.outputs[0] and _is_bias(user, value)
+            if not is_bias and not self._is_joined(user, value):
+                return value
+            self.fused[user.name] = user
+            value = user.outputs[0]
+
+    def _is_joined(self, user: ir.Node, value: ir.Value) -> bool:
+        if user.op_type not in ("Relu", "Clip", "LeakyRelu") or user.inputs[0] is not value or not self.ops.get(user.op_type, {}).get("int8"):
+            return False
+        if self.outputs:
+            return user.op_type != "LeakyRelu"  # it has a kernel of its own there: a follower
+        # Joined only between integer layers: where floats are read, the compiler may well keep them.
+        after = [use.node for use in user.outputs[0].uses()]
+        return bool(after) and not user.outputs[0].is_graph_output() and all(n.name in self.layers and n.inputs[0] is user.outputs[0] for n in after)
+
+    def _others(self) -> dict[str, ir.Node]:
+        """Joins and followers whose inputs are integers already and whose readers want integers again: they add no rounding."""
+        integers = {id(end) for end in self.ends.values()}
+        found: dict[str, ir.Node] = {}
+        for node in self.model.graph:  # in topological order
+            if node.name in self.layers or node.name in self.fused:
+                continue
+            if node.op_type in PASSES_INTEGERS:
+                data = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+                if data and all(id(value) in integers for value in data):
+                    integers.update(id(value) for value in node.outputs)
+            elif self._may_be_int8(node) and all(id(node.inputs[i]) in integers for i in _reads(node)):
+                found[node.name] = node
+                integers.add(id(node.outputs[0]))
+        while True:  # dropping one may leave the one before it without an integer reader
+            kept = {name: node for name, node in found.items() if self._is_read_as_int8(node.outputs[0], found)}
+            if len(kept) == len(found):
+                return found
+            found = kept
+
+    def _may_be_int8(self, node: ir.Node) -> bool:
+        if node.op_type not in (*JOINS, *FOLLOWERS) or not self.ops.get(node.op_type, {}).get("int8"):
+            return False
+        if node.op_type in ("Add", "Sub", "Mul"):
+            a, b = node.inputs
+            return constant(a) is None and constant(b) is None and a is not b and shape_of(a) == shape_of(b)
+        ranks = self.ops[node.op_type].get("int8_ranks")
+        return is_float(node.outputs[0]) and (not ranks or len(shape_of(data_input(node))) in ranks)
+
+    def _is_read_as_int8(self, value: ir.Value, others: Mapping[str, ir.Node]) -> bool:
+        uses = list(value.uses())
+        if value.is_graph_output() or not uses:
+            return False
+        for use in uses:
+            if use.node.name in self.layers or use.node.name in others:
+                continue
+            if use.node.op_type not in PASSES_INTEGERS or not all(self._is_read_as_int8(out, others) for out in use.node.outputs):
+                return False
+        return True
+
+
+def _reads(node: ir.Node) -> Iterable[int]:
+    """The inputs that an integer node reads as integers: its float activations."""
+    inputs = range(len(node.inputs)) if node.op_type in (*JOINS, "MatMul", "Gemm") else range(1)
+    for i in inputs:
+        value = node.inputs[i]
+        if value is not None and constant(value) is None and is_float(value) and not (node.op_type == "Gemm" and i == 2):
+            yield i
+
+
+def _only_user(value: ir.Value) -> ir.Node | None:
+    users = [use.node for use in value.uses()]
+    return users[0] if len(users) == 1 and not value.is_graph_output() else None
+
+
+def _is_bias(node: ir.Node, value: ir.Value) -> bool:
+    """Whether `node` adds one constant per channel of the last axis to `value`."""
+    if node.op_type != "Add":
+        return False
+    other = constant(node.inputs[1] if node.inputs[0] is value else node.inputs[0])
+    return other is not None and np.ndim(other) > 0 and other.size == np.shape(other)[-1] and other.size in (1, shape_of(value)[-1])
+
+
+def _not_in_int8(node: ir.Node, ops: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Why the target runs a layer in float, or None."""
+    rule = ops.get(node.op_type, {})
+    rank = len(shape_of(data_input(node)))
+    if not rule.get("int8"):
+        return f"{node.op_type} is not taken in INT8"
+    ranks = rule.get("int8_ranks") or rule.get("ranks")
+    if ranks and rank not in ranks:
+        return f"{node.op_type} of rank {rank} is not taken in INT8"
+    if node.op_type not in WEIGHTED:
+        return None if node.op_type == "Scan" else f"{node.op_type} has no Q/DQ form"
+    is_constant = constant(node.inputs[1]) is not None
+    if node.op_type == "MatMul" and not is_constant:
+        if constant(node.inputs[0]) is not None:
+            return "MatMul with its weight in front is not quantized"
+        return None if ops.get("MatMul.activations", {}).get("int8") else "MatMul of two activations is not taken in INT8"
+    if not is_constant:
+        return f"{node.op_type} with a weight that is not constant is not quantized"
+    if node.op_type == "MatMul" and len(shape_of(node.inputs[1])) != 2:
+        return "MatMul with a weight that is no matrix is not quantized"
+    if node.op_type == "Gemm" and (attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0):
+        return "Gemm with transA, alpha or beta is not quantized"
+    kind = conv_kind(node) if node.op_type == "Conv" else None
+    if kind is not None and not ops.get(f"Conv.{kind}", {"int8": True}).get("int8"):
+        return f"{kind.replace('_', ' ')} Conv is not taken in INT8"
+    return None
+
+
+def conv_kind(node: ir.Node) -> str | None:
+    """`depthwise`: one input channel a group; `odd_groups`: groups that are no multiple of 4 channels; else None."""
+    group = attribute(node, "group", 1)
+    if group == 1:
+        return None
+    out, into = shape_of(node.inputs[1])[:2]
+    if into == 1:
+        return "depthwise"
+    return "odd_groups" if into % 4 or (out // group) % 4 else None
+
+
+# --------------------------------------------------------------------------- the graph
+
+
+def insert_qdq(model: ir.Model, chosen: Precisions, ranges: Mapping[str, Range], numbers: Numbers) -> ir.Model:
+    """A copy of `model` that computes `chosen` in exactly the target's numbers.
+
+    Each tensor gets one QuantizeLinear/DequantizeLinear pair, however many nodes read it, and each
+    weight becomes an int8 initializer with a DequantizeLinear per output channel. Biases stay
+    float: the integer engine adds them at accumulator precision.
+
+    Args:
+        chosen: which nodes, from `precisions` of the same graph.
+        ranges: {tensor: Range} of every tensor in `chosen.observed`.
+
+    Raises:
+        EdgekitError: a range is missing.
+    """
+    model = model.clone(deep_copy=True)
+    edit = Editor(model)
+    nodes = {node.name: node for node in model.graph}
+    values = {value.name: value for value in model.graph.inputs} | {v.name: v for node in model.graph for v in node.outputs}
+    written = set(chosen.writes)
+    readers: dict[str, list[tuple[ir.Node, int]]] = {}
+    for name, inputs in chosen.reads.items():
+        for i in inputs:
+            readers.setdefault(nodes[name].inputs[i].name, []).append((nodes[name], i))
+    for tensor in dict.fromkeys((*readers, *chosen.writes)):
+        if tensor not in ranges and tensor not in chosen.fixed:
+            who = readers[tensor][0][0].name if tensor in readers else tensor
+            raise EdgekitError(f"layer `{who}`: no range for `{tensor}`")
+        scale = chosen.fixed.get(tensor) or scale_of(ranges[tensor], numbers)
+        value = values[tensor]
+        uses = [(use.node, use.idx) for use in value.uses()] if tensor in written else readers[tensor]
+        before = uses[0][0] if uses else value.producer()
+        rounded = _activation_qdq(edit, before, value, tensor, scale)
+        for node, i in uses:
+            node.replace_input_with(i, rounded)
+        if tensor in written and value.is_graph_output():
+            _take_over_output(edit, value, rounded)
+    for name in chosen.int8:
+        node = nodes[name]
+        if node.op_type in WEIGHTED and (weight := constant(node.inputs[1])) is not None:
+            node.replace_input_with(1, _weight_dq(edit, node, weight, numbers))
+    _sort(model)
+    return model
+
+
+def _take_over_output(edit: Editor, value: ir.Value, rounded: ir.Value) -> None:
+    """Let the rounded tensor be the graph's output, under the output's name."""
+    graph, name = edit.graph, value.name
+    position = next(i for i, out in enumerate(graph.outputs) if out is value)
+    graph.outputs[position] = rounded
+    value.name, rounded.name = edit.unique(f"{name}_before"), name
+
+
+def _activation_qdq(edit: Editor, node: ir.Node, x: ir.Value, name: str, scale: Scale) -> ir.Value:
+    import onnx_ir as ir
+
+    integer = ir.DataType.INT8 if scale.dtype == "int8" else ir.DataType.UINT8
+    s = edit.constant(f"{name}.scale", np.float32(scale.scale))
+    z = edit.constant(f"{name}.zero_point", np.array(scale.zero_point, scale.dtype))
+    q = edit.add(node, "QuantizeLinear", [x, s, z], shape_of(x), name=f"{name}/QuantizeLinear", dtype=integer)
+    return edit.add(node, "DequantizeLinear", [q, s, z], shape_of(x), name=f"{name}/DequantizeLinear", dtype=x.dtype)
+
+
+def weight_axis(node: ir.Node) -> int:
+    """The axis of a layer's weight that counts output channels."""
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}[node.op_type]
+
+
+def _weight_dq(edit: Editor, node: ir.Node, weight: np.ndarray, numbers: Numbers) -> ir.Value:
+    import onnx_ir as ir
+
+    axis = weight_axis(node)
+    scales = weight_scales(weight, numbers, axis)
+    s = edit.constant(f"{node.name}.weight.scale", scales)
+    z = edit.constant(f"{node.name}.weight.zero_point", np.zeros(scales.shape, np.int8))
+    q = edit.constant(f"{node.name}.weight.int8", quantize_weight(weight, scales, axis))
+    return edit.add(node, "DequantizeLinear", [q, s, z], weight.shape, {"axis": axis}, f"{node.name}/weight/DequantizeLinear", ir.DataType.FLOAT)
+
+
+def _sort(model: ir.Model) -> None:
+    import onnx_ir.passes.common as passes
+
+    passes.RemoveUnusedNodesPass()(model)
+    passes.TopologicalSortPass()(model)
