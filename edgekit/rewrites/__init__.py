@@ -21,6 +21,7 @@ from edgekit.errors import EdgekitError
 from edgekit.rewrites.arithmetic import clamp_int64, decompose_instance_norm, decompose_layer_norm, pow_to_mul
 from edgekit.rewrites.change import Change
 from edgekit.rewrites.layout import conv1d_to_conv2d, linear_to_conv2d, merge_layout_ops
+from edgekit.rewrites.recurrent import rnn_to_scan
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -52,4 +53,5 @@ REWRITES: Mapping[str, Callable[[ir.Model], list[Change]]] = {
     "conv1d_to_conv2d": conv1d_to_conv2d,
     "linear_to_conv2d": linear_to_conv2d,
     "merge_layout_ops": merge_layout_ops,
+    "rnn_to_scan": rnn_to_scan,
 }
