@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit import models, stages
+from edgekit import backends, models, stages
 from edgekit import target as targets
 from edgekit.artifact import Source, tool_version
 from edgekit.cache import Cache, Entry, key_of
@@ -28,6 +28,7 @@ class Draft:
     parts: dict[str, Any]
     """The key's parts without `inputs`."""
     needs: tuple[str, ...]
+    target: Target
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,15 @@ def require_tools(draft: Draft) -> None:
     missing = [tool for tool, version in draft.parts["tools"].items() if version is None]
     if missing:
         names = ", ".join(f"`{tool}`" for tool in missing)
-        raise ToolMissing(f"stage {draft.stage} needs {names}, not installed here", f"pip install {' '.join(missing)}")
+        raise ToolMissing(f"stage {draft.stage} needs {names}, not installed here", _install_hint(missing, draft.target))
+
+
+def _install_hint(missing: list[str], target: Target) -> str:
+    backend = backends.get(target.backend)
+    own = [tool for tool in missing if tool in backend.versions(target.spec())]
+    if own and hasattr(backend, "install_hint"):
+        return backend.install_hint(own)
+    return f"pip install {' '.join(missing)}"
 
 
 def read_ops(load: Entry) -> dict[str, Any]:
@@ -177,9 +186,9 @@ def _draft(name: str, recipe: Recipe, target: Target) -> Draft:
         "semantics": stage.SEMANTICS,
         "spec": json.loads(json.dumps(spec)),  # as it will be read back, so that tuples equal lists
         "files": {label: source.digest() for label, source in files.items()},
-        "tools": {tool: tool_version(tool) for tool in stage.TOOLS},
+        "tools": {tool: tool_version(tool) for tool in stage.TOOLS} | (stage.tools(target) if hasattr(stage, "tools") else {}),
     }
-    return Draft(name, spec, files, parts, tuple(stage.NEEDS))
+    return Draft(name, spec, files, parts, tuple(stage.NEEDS), target)
 
 
 def _reason(step: Step, done: dict[str, Entry], history: dict[str, Any]) -> str:

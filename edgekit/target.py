@@ -109,6 +109,7 @@ class Target(Schema):
     device: dict[str, Fact] = Field({}, description="facts such as sm, memory_gb, jetpack")
     opset_max: Annotated[int, Field(ge=1)]
     numbers: Numbers
+    floats: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="what the layers run in that are not INT8")
     ops: dict[str, OpRule]
     rewrites: tuple[Text, ...] = ()
     sources: tuple[Text, ...] = ()

@@ -29,6 +29,7 @@ from edgekit.datasets import Clip, open_dataset
 from edgekit.flow import run_flow
 from edgekit.preprocess import preprocess
 from edgekit.stages import STAGES, Job, verify
+from edgekit.target import load_target
 from tests.small_project import Project, make_project, save_random_weights, write_clips
 
 ROOT = Path(__file__).parents[1]
@@ -261,7 +262,7 @@ def parity_of(project: Project, tmp_path: Path, states: dict) -> float:
     (tmp_path / "out").mkdir()
     inputs = {"export": export, "reference": entry(project, "reference"), "quantize": entry(project, "quantize")}
     data = open_dataset("cabin", "test", None, project.root, project.root / ".edgekit")
-    verify.run(Job({"metrics": ["mae"], "resamples": 10, "seed": 0}, inputs, {"data": data}, tmp_path / "out", tmp_path, tmp_path))
+    verify.run(Job({"metrics": ["mae"], "resamples": 10, "seed": 0, "target": load_target("jetson_xavier", ROOT).spec()}, inputs, {"data": data}, tmp_path / "out", tmp_path, tmp_path))
     return max(row["max_abs"] for row in json.loads((tmp_path / "out/report.json").read_text())["parity"].values())
 
 

@@ -1,17 +1,25 @@
 """Compilers and runtimes. A backend is code, a target (targets/*.yaml) is data about a device.
 
-A backend is a module with
+A backend is a module, cheap to import, with
 
-    versions() -> dict[str, str]        what stands in build.json
-    problems(target) -> list[str]       why this backend cannot serve that target; empty if it can
-    lower(kit, out) -> None             write what the device needs into `out`
-    open(path, ...) -> session          for those that run on the host
+    EXECUTES: bool                              whether what it makes runs on this host
+    versions(target) -> {distribution: version or None}   what compile and open need; None is not installed here
+    problems(target) -> list[str]               why this backend cannot serve that target; empty if it can
+    compile(kit, out) -> None                   write what the device needs: out/engines/<name>/ and out/build.json
+    open(folder, target, threads=None) -> session   of out/engines/<name>/, if EXECUTES
+    coverage(folder, engine, target) -> {node: precision} or None   read out of what was built; None: cannot be read
+    install_hint(missing) -> str                optional: the command that installs what versions() lacks
+    open_deployed(folder, target, threads=None) optional: as the device runs it, where that is not the parity session
+
+`target` is `Target.spec()`. A session is called with {input: array} and gives {output: array}, batch 1
+in front, named as in the ONNX graph. Every backend lowers the Q/DQ graph (see `qdq.py`), so that all
+compute with the same integers; a kit whose `qdq` is its `float` graph makes the float artifact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +32,9 @@ if TYPE_CHECKING:
 
 BACKENDS = {
     "onnxruntime": "edgekit.backends.onnxruntime",
+    "openvino": "edgekit.backends.openvino",
     "tensorrt": "edgekit.backends.tensorrt",
+    "tflite": "edgekit.backends.tflite",
 }
 
 
@@ -44,24 +54,33 @@ class EngineKit:
     """One engine, ready to be lowered.
 
     Attributes:
-        onnx: the float graph in the target's form.
-        int8: layers to compute in INT8, and the activations fused to them.
+        float_onnx: the float graph in the target's form.
+        qdq_onnx: the same graph in the target's numbers.
+        int8: layers to compute in INT8.
+        fused: activations and bias additions joined to them.
         fp32: layers that must not run in FP16.
         fp16: the other layers that compute, except loops.
         ranges: {tensor: Range} of every tensor that those INT8 layers read or write.
     """
 
     name: str
-    onnx: Path
-    int8: tuple[str, ...]
-    fp32: tuple[str, ...]
-    fp16: tuple[str, ...]
-    ranges: Mapping[str, Range]
+    float_onnx: Path
+    qdq_onnx: Path
+    int8: tuple[str, ...] = ()
+    fused: tuple[str, ...] = ()
+    fp32: tuple[str, ...] = ()
+    fp16: tuple[str, ...] = ()
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+
+    def as_float(self) -> EngineKit:
+        """The same engine without any integers."""
+        return EngineKit(self.name, self.float_onnx, self.float_onnx)
 
 
 @dataclass(frozen=True)
 class Kit:
-    """All engines of an artifact and the target's data (`Target.spec()`)."""
+    """All engines of an artifact, the target's data (`Target.spec()`), and the pruned float model's directory."""
 
     engines: tuple[EngineKit, ...]
     target: Mapping[str, Any]
+    source: Path

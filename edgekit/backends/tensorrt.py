@@ -35,7 +35,10 @@ _HEADER = re.compile(r"TRT-(\d{4,6})-(\w+)")
 _LINE = re.compile(r"(.+): ([0-9a-f]{8})")
 
 
-def versions() -> dict[str, str]:
+EXECUTES = False
+
+
+def versions(target: Mapping[str, Any]) -> dict[str, str | None]:
     """None on the host: the engine is built on the device."""
     return {}
 
@@ -122,7 +125,12 @@ def check_cache(text: str, version: str, tensors: Mapping[str, Any] | list[str],
 # --------------------------------------------------------------------------- the kit
 
 
-def lower(kit: Kit, out: Path) -> None:
+def coverage(folder: Path, engine: EngineKit, target: Mapping[str, Any]) -> None:
+    """Nothing is built here, so nothing can be read."""
+    return None
+
+
+def compile(kit: Kit, out: Path) -> None:
     """Write engines/<name>/{model.onnx, calibration.cache, precisions.json, int8_tensors.txt}, build.sh and build.json.
 
     Raises:
@@ -138,7 +146,7 @@ def lower(kit: Kit, out: Path) -> None:
     for engine in kit.engines:
         folder = out / "engines" / engine.name
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(engine.onnx, folder / "model.onnx")
+        shutil.copyfile(engine.float_onnx, folder / "model.onnx")
         precisions = _precisions(engine)
         scales = {name: scale_of(r, numbers).scale for name, r in engine.ranges.items()}
         text = write_cache(scales, version)
@@ -152,7 +160,7 @@ def lower(kit: Kit, out: Path) -> None:
         digests = {name: _sha256(out / name) for name in files}
         checks += [f"check {digest} '{name}'" for name, digest in digests.items()]
         commands.append(_command(engine.name, flags))
-        builds[engine.name] = {"flags": flags, "sha256": digests, "int8_layers": len(engine.int8), "fp32_layers": len(engine.fp32)}
+        builds[engine.name] = {"flags": flags, "sha256": digests, "int8_layers": len(engine.int8) + len(engine.fused), "fp32_layers": len(engine.fp32)}
     script = _SCRIPT.replace("@VERSION@", version).replace("@RUNTIME@", kit.target["runtime"]["version"]).replace("@CHECKS@", "\n".join(checks)).replace("@BUILDS@", "\n\n".join(commands))
     (out / "build.sh").write_text(script, encoding="ascii", newline="\n")
     (out / "build.sh").chmod(0o755)
@@ -176,7 +184,7 @@ def _precisions(engine: EngineKit) -> dict[str, str]:
     layers, such as the inside of an LSTM's loop, and `obey` fails where one has no such kernel.
     Without a precision of its own, a layer between two tensors with scales might run in INT8.
     """
-    precisions = {**dict.fromkeys(engine.fp16, "fp16"), **dict.fromkeys(engine.fp32, "fp32"), **dict.fromkeys(engine.int8, "int8")}
+    precisions = {**dict.fromkeys(engine.fp16, "fp16"), **dict.fromkeys(engine.fp32, "fp32"), **dict.fromkeys((*engine.int8, *engine.fused), "int8")}
     for name in precisions:
         if not SAFE_NAME.fullmatch(name):
             raise EdgekitError(f"engine `{engine.name}`: layer name `{name}` cannot stand in a trtexec command")

@@ -52,6 +52,8 @@ class Stage(Protocol):
     TOOLS: tuple[str, ...]
     """Distributions whose versions are in the key, such as torch."""
 
+    # Optional: tools(target) -> {tool: version or None}, what this target's backend needs beside TOOLS.
+
     def plan(self, recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Source]]:
         """(spec, files): what enters the key. Cheap; refuses what cannot work."""
         ...

@@ -1,7 +1,11 @@
-"""export: what the device needs, and which layers it is declared to run in INT8.
+"""export: what the device needs, and which layers run in INT8.
 
 Every node of the final ONNX is checked against the target's table first: a device that refuses the
 graph after an hour of building is a bad place to learn it.
+
+Where the backend runs here, its float form is compiled too (`float/`, not delivered): verify tells
+by it what the lowering broke from what the integers cost. Coverage is then read out of the built
+engines (grade `measured`), elsewhere it is what the target's table promises (`declared`).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from edgekit import backends
 from edgekit.artifact import Source
 from edgekit.errors import TargetError
 from edgekit.formats import read_json, write_json
+from edgekit.progress import note
 from edgekit.stages import Job
 from edgekit.target import Target, problems
 
@@ -23,8 +28,12 @@ if TYPE_CHECKING:
     from edgekit.recipe import Recipe
 
 NEEDS = ("prune", "quantize")
-SEMANTICS = 1
+SEMANTICS = 2  # 2: float form beside the artifact; coverage measured where it can be
 TOOLS = ("onnx", "onnx_ir", "numpy")
+
+
+def tools(target: Target) -> dict[str, str | None]:
+    return backends.get(target.backend).versions(target.spec())
 
 
 def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Source]]:
@@ -40,40 +49,52 @@ def run(job: Job) -> None:
     from edgekit.quant import Range
 
     target, quantized, prune = job.spec["target"], job.inputs["quantize"], job.inputs["prune"]
+    backend = backends.get(target["backend"])
     flow = read_json(prune / "flow.json")
     layers, ranges, skipped = (read_json(quantized / f"{name}.json") for name in ("layers", "ranges", "skipped"))
     runs = runs_per_window(flow)
 
-    kits, coverage, names = [], [], {}
+    models: dict[str, ir.Model] = {}
+    engines = []
     for name in sorted(layers):
         path = quantized / "engines" / name / "float.onnx"
-        model = graph.load(path)
+        model = models[name] = graph.load(path)
         _check(target, name, model)
         mine = layers[name]
         named = {*mine["int8"], *mine["fused"], *mine["fp32"]}
         others = [node.name for node in model.graph if node.op_type not in (*graph.COPY_OPS, *graph.LOOP_OPS) and node.name not in named]
-        kits.append(
+        engines.append(
             backends.EngineKit(
                 name=name,
-                onnx=path,
-                int8=(*mine["int8"], *mine["fused"]),
+                float_onnx=path,
+                qdq_onnx=quantized / "engines" / name / "qdq.onnx",
+                int8=tuple(mine["int8"]),
+                fused=tuple(mine["fused"]),
                 fp32=tuple(mine["fp32"]),
                 fp16=tuple(others),
                 ranges={tensor: Range(ranges[name][tensor]["low"], ranges[name][tensor]["high"]) for tensor in mine["tensors"]},
             )
         )
-        coverage += _coverage(name, model, mine, skipped[name], runs[name])
-        names[name] = _names(model, ranges[name])
 
-    backends.get(target["backend"]).lower(backends.Kit(tuple(kits), target), job.out)
+    if backend.EXECUTES:
+        note(f"compiling the float form for {target['backend']}")
+        (job.out / "float").mkdir()
+        backend.compile(backends.Kit(tuple(engine.as_float() for engine in engines), target, prune), job.out / "float")
+    note(f"compiling for {target['backend']}")
+    backend.compile(backends.Kit(tuple(engines), target, prune), job.out)
+
+    rows, grades, names = [], set(), {}
+    for engine in engines:
+        measured = backend.coverage(job.out / "engines" / engine.name, engine, target)
+        grades.add("declared" if measured is None else "measured")
+        rows += _coverage(engine, models[engine.name], target, measured, skipped[engine.name], runs[engine.name])
+        names[engine.name] = _names(models[engine.name], ranges[engine.name])
     for file in ("flow.json", "preprocess.json", "io.json"):
         shutil.copyfile(prune / file, job.out / file)
-    total = sum(row["macs"] * row["runs_per_window"] for row in coverage)
-    in_int8 = sum(row["macs"] * row["runs_per_window"] for row in coverage if row["precision"] == "int8")
-    write_json(
-        job.out / "coverage.json",
-        {"grade": "declared", "int8_macs": in_int8 / total if total else 0.0, "macs": total, "layers": coverage},
-    )
+    total = sum(row["macs"] * row["runs_per_window"] for row in rows)
+    in_int8 = sum(row["macs"] * row["runs_per_window"] for row in rows if row["precision"] == "int8")
+    [grade] = grades  # of one backend, so all engines can be read or none
+    write_json(job.out / "coverage.json", {"grade": grade, "int8_macs": in_int8 / total if total else 0.0, "macs": total, "layers": rows})
     write_json(job.out / "names.json", names)
 
 
@@ -103,25 +124,21 @@ def _check(spec: dict[str, Any], engine: str, model: ir.Model) -> None:
         )
 
 
-def _coverage(engine: str, model: ir.Model, layers: dict[str, Any], skipped: dict[str, str], runs: int) -> list[dict[str, Any]]:
-    """One row for every layer with MACs: its precision on the device as declared, and why it is not INT8."""
+def _coverage(
+    engine: backends.EngineKit, model: ir.Model, target: dict[str, Any], measured: dict[str, str] | None, skipped: dict[str, str], runs: int
+) -> list[dict[str, Any]]:
+    """One row for every layer with MACs: its precision, as read out of the engine or as declared, and why it is not INT8."""
     from edgekit import graph
 
     ops = {node.name: node.op_type for node in model.graph}
     rows = []
     for node, macs in graph.count_macs(model).items():
-        is_int8 = node in layers["int8"]
-        rows.append(
-            {
-                "engine": engine,
-                "node": node,
-                "op": ops[node],
-                "macs": macs,
-                "runs_per_window": runs,
-                "precision": "int8" if is_int8 else "fp32" if node in layers["fp32"] else "fp16",
-                "reason": None if is_int8 else skipped.get(node, "not an INT8 layer"),
-            }
-        )
+        declared = "int8" if node in engine.int8 else "fp32" if node in engine.fp32 else target["floats"]
+        precision = declared if measured is None else measured.get(node, "not found")
+        reason = None if precision == "int8" else skipped.get(node, "not an INT8 layer")
+        if precision != "int8" and declared == "int8":
+            reason = f"declared INT8, the engine runs it in {precision}" if precision != "not found" else "declared INT8, not found in the engine"
+        rows.append({"engine": engine.name, "node": node, "op": ops[node], "macs": macs, "runs_per_window": runs, "declared": declared, "precision": precision, "reason": reason})
     return rows
 
 

@@ -1,9 +1,14 @@
 """verify: what pruning and INT8 cost on held-out clips, measured and always written down.
 
-The artifact runs through ONNX Runtime with exactly the target's numbers, which is a simulation:
-`measured_on: host-simulated`. Parity is against the pruned float model (what conversion broke),
-drops are against the original (what it cost in all). Gates are not judged here and not in the
-key, so a changed gate never runs a model again.
+Where the backend runs here, the built artifact itself runs (`measured_on: host`); otherwise ONNX
+Runtime computes its Q/DQ graph, exactly the target's numbers, which is a simulation
+(`host-simulated`). Parity is against the pruned float model (what conversion broke), drops are
+against the original (what it cost in all). Gates are not judged here and not in the key, so a
+changed gate never runs a model again.
+
+An artifact that runs here is first checked against two references, engine by engine: its float form
+against the float graph, and its INT8 form against the Q/DQ graph. Compilers do ship kernels that
+are silently wrong, and an accuracy gate would not say where.
 """
 
 from __future__ import annotations
@@ -12,11 +17,13 @@ import itertools
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from edgekit import backends
 from edgekit.artifact import Source
 from edgekit.datasets import Dataset, metrics_of, open_dataset
-from edgekit.errors import DataError
+from edgekit.errors import DataError, TargetError
 from edgekit.formats import read_json, write_json
 from edgekit.progress import track
 from edgekit.stages import Job
@@ -31,10 +38,13 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 NEEDS = ("reference", "export", "quantize")
-SEMANTICS = 2  # 2: weights are counted without the graph around them; layers are blamed on recorded clips only
+SEMANTICS = 3  # 2: weights without the graph around them; layers blamed on recorded clips. 3: built artifacts run, self-check
 TOOLS = ("onnxruntime", "onnx", "numpy")
 
 RESAMPLES, SEED = 2000, 0
+FLOAT_TOLERANCE = 1e-4  # of max(1, largest output): float32 sums in another order
+EXACT_ENOUGH_DB = 40  # an INT8 kernel this close to its reference is right, however small the cost of INT8
+OUTPUTS = "outputs.safetensors"
 WORST_LAYERS = 12
 SNR_BIN_DB = 5
 MAX_VALUES = 8  # a tag with more values than this is no slice, such as a clip's sentence
@@ -42,14 +52,18 @@ MAX_VALUES = 8  # a tag with more values than this is no slice, such as a clip's
 Row = dict[str, Any]
 
 
+def tools(target: Target) -> dict[str, str | None]:
+    return backends.get(target.backend).versions(target.spec())
+
+
 def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Source]]:
     data = open_dataset(recipe.verify.data, "test", recipe.verify.clips, recipe.dir, recipe.cache_root)
-    spec = {"metrics": list(data.metrics or DEFAULT_METRICS), "resamples": RESAMPLES, "seed": SEED}
+    spec = {"metrics": list(data.metrics or DEFAULT_METRICS), "resamples": RESAMPLES, "seed": SEED, "target": target.spec()}
     return spec, {"data": cast(Source, data)}
 
 
 def run(job: Job) -> None:
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load_file, save_file
 
     # They need numpy, which a plan of a warm cache must not load.
     from edgekit import report as html
@@ -62,9 +76,11 @@ def run(job: Job) -> None:
     if list(data.ids) != reference["ids"]:
         raise DataError(f"{data.source}: other clips than the float reference ran on", "run the build again")
 
-    got = _run_artifact(job, flow, data)
+    self_check = _self_check(job, flow, golden, reference["golden"])
+    artifact = _artifact(job, flow)
+    got = _run_artifact(job, flow, data, artifact, "artifact")
     parity = _parity(flow, want, got, data.ids)
-    artifact_golden, engines, layers = _look_inside(job, flow, golden, reference["golden"])
+    artifact_golden, engines, layers = _look_inside(job, flow, artifact, golden, reference["golden"])
     primary = flow["primary"]
     labels = want[f"label/{primary}"]
     rows = {"float": want[f"original/{primary}"], "pruned": want[f"pruned/{primary}"], "artifact": got[primary]}
@@ -73,7 +89,7 @@ def run(job: Job) -> None:
     sizes = _sizes(reference["models"], job.inputs)
     report = {
         "schema": 1,
-        "measured_on": "host-simulated",
+        "measured_on": "host" if _backend(job).EXECUTES else "host-simulated",
         "n": len(data.ids),
         "primary": primary,
         "lead": next(iter(scores)),  # the data set's first metric; JSON objects are written sorted
@@ -90,6 +106,8 @@ def run(job: Job) -> None:
         "metric_info": {name: {"unit": m.unit, "direction": m.direction, "title": m.title} for name, m in scores.items()},
         "other_outputs": _other_outputs(flow, want, got, scores),
         "parity": parity,
+        "self_check": self_check,
+        "deployed": _deployed(job, flow, data, want, scores),
         "engines": engines,
         "layers": layers,
         "coverage": _coverage(read_json(job.inputs["export"] / "coverage.json")),
@@ -100,24 +118,106 @@ def run(job: Job) -> None:
     }
     report = finite(report)
     write_json(job.out / "report.json", report)
+    save_file(got, job.out / OUTPUTS)
     (job.out / "report.html").write_text(html.render(report, html.samples(golden, reference["golden"])), encoding="utf-8")
 
 
-def _run_artifact(job: Job, flow: dict[str, Any], data: Dataset) -> dict[str, np.ndarray]:
-    """{output: [clips, ...]} of the host-simulated artifact on every held-out clip."""
+def _backend(job: Job) -> ModuleType:
+    return backends.get(job.spec["target"]["backend"])
+
+
+def _artifact(job: Job, flow: dict[str, Any], folder: str = "engines", deployed: bool = False) -> dict[str, Any]:
+    """{engine: session} of the built engines; of the Q/DQ graphs where those cannot run here."""
+    from edgekit.backends import onnxruntime
+
+    backend = _backend(job)
+    if not backend.EXECUTES:
+        return {engine: onnxruntime.simulate(_graph(job, engine, "qdq")) for engine in _engines(flow)}
+    open_engine = backend.open_deployed if deployed else backend.open
+    return {engine: open_engine(job.inputs["export"] / folder / engine, job.spec["target"]) for engine in _engines(flow)}
+
+
+def _run_artifact(job: Job, flow: dict[str, Any], data: Dataset, sessions: dict[str, Any], what: str) -> dict[str, np.ndarray]:
+    """{output: [clips, ...]} of the artifact on every held-out clip."""
     import numpy as np
 
-    from edgekit.backends import onnxruntime
     from edgekit.flow import run_flow
     from edgekit.preprocess import preprocess
 
     spec = read_json(job.inputs["export"] / "preprocess.json")
-    sessions = {engine: onnxruntime.simulate(_graph(job, engine, "qdq")) for engine in _engines(flow)}
     rows: dict[str, list] = {name: [] for name in flow["outputs"]}
-    for clip_id in track(data.ids, "artifact, host-simulated"):
+    for clip_id in track(data.ids, what):
         for name, value in run_flow(flow, sessions, preprocess(spec, data.clip(clip_id))).items():
             rows[name].append(value)
     return {name: np.asarray(values, np.float32) for name, values in rows.items()}
+
+
+def _deployed(job: Job, flow: dict[str, Any], data: Dataset, want: dict[str, np.ndarray], scores: dict[str, Metric]) -> Row | None:
+    """The artifact as the device runs it, where that is another precision than the one parity is measured in."""
+    backend = _backend(job)
+    precision = job.spec["target"].get("device", {}).get("precision_hint", "f32")
+    if not hasattr(backend, "open_deployed") or precision == "f32":
+        return None
+    got = _run_artifact(job, flow, data, _artifact(job, flow, deployed=True), f"artifact in {precision}")
+    primary = flow["primary"]
+    return {
+        "precision": precision,
+        "metrics": {name: metric(want[f"label/{primary}"], got[primary]) for name, metric in scores.items()},
+        "parity": _parity(flow, want, got, data.ids),
+    }
+
+
+def _self_check(job: Job, flow: dict[str, Any], golden: dict[str, np.ndarray], clips: list[dict[str, Any]]) -> Row | None:
+    """Every engine's float form against the float graph and INT8 form against the Q/DQ graph, on the golden clips.
+
+    An INT8 kernel may round its sums in another order, so it may be off by less than INT8 itself
+    costs; a wrong one is off by more.
+
+    Returns:
+        {engine: {output: {float_max_abs, float_limit, int8_sqnr_db (to the Q/DQ graph), cost_sqnr_db (Q/DQ graph to float)}}};
+        None where nothing runs here.
+
+    Raises:
+        TargetError: an engine computes something else than its reference.
+    """
+    import numpy as np
+
+    from edgekit.backends import onnxruntime
+    from edgekit.compare import difference
+    from edgekit.flow import run_flow
+
+    if not _backend(job).EXECUTES:
+        return None
+    target = job.spec["target"]
+    references = {kind: {engine: onnxruntime.simulate(_graph(job, engine, kind)) for engine in _engines(flow)} for kind in ("float", "qdq")}
+    built = {"float": _artifact(job, flow, "float/engines"), "qdq": _artifact(job, flow)}
+    seen: dict[tuple[str, str], dict[str, list]] = {}
+
+    def tap(engine: str, feeds: dict[str, np.ndarray], outputs: Any) -> None:
+        given = {"float": outputs, "qdq": references["qdq"][engine](feeds), "built float": built["float"][engine](feeds), "built qdq": built["qdq"][engine](feeds)}
+        for port in outputs:
+            rows = seen.setdefault((engine, port), {kind: [] for kind in given})
+            for kind, tensors in given.items():
+                rows[kind].append(np.asarray(tensors[port]))
+
+    for clip in track([clip for clip in clips if clip["derived_from"] is None], "self-check"):
+        run_flow(flow, references["float"], {name: golden[f"{clip['id']}/input/{name}"] for name in flow["inputs"]}, tap=tap)
+    found: Row = {}
+    for (engine, port), rows in seen.items():
+        stacked = {kind: np.stack(values) for kind, values in rows.items()}
+        as_float = difference(port, stacked["float"], stacked["built float"])
+        as_int8, cost = difference(port, stacked["qdq"], stacked["built qdq"]), difference(port, stacked["float"], stacked["qdq"])
+        limit = FLOAT_TOLERANCE * max(1.0, float(np.abs(stacked["float"]).max()))
+        where = f"engine `{engine}`, output `{port}`: {target['runtime']['name']}"
+        if not as_float.within(limit):
+            raise TargetError(f"{where} computes the float graph {as_float.max_abs:.3g} off (max_abs, at most {limit:.3g} is rounding)", "this is a bug of the lowering or of the runtime; please report it")
+        if not as_int8.sqnr_db >= min(cost.sqnr_db, EXACT_ENOUGH_DB):
+            raise TargetError(
+                f"{where} computes the INT8 graph with {as_int8.sqnr_db:.1f} dB against its reference, where INT8 itself costs only {cost.sqnr_db:.1f} dB",
+                "one of its INT8 kernels is wrong: find the layer with `quantize.skip`, or use another version of the runtime",
+            )
+        found.setdefault(engine, {})[port] = {"float_max_abs": as_float.max_abs, "float_limit": limit, "int8_sqnr_db": as_int8.sqnr_db, "cost_sqnr_db": cost.sqnr_db}
+    return found
 
 
 def _parity(flow: dict[str, Any], want: dict[str, np.ndarray], got: dict[str, np.ndarray], ids: list[str]) -> dict[str, Row]:
@@ -129,9 +229,9 @@ def _parity(flow: dict[str, Any], want: dict[str, np.ndarray], got: dict[str, np
 
 
 def _look_inside(
-    job: Job, flow: dict[str, Any], golden: dict[str, np.ndarray], clips: list[dict[str, Any]]
+    job: Job, flow: dict[str, Any], artifact: dict[str, Any], golden: dict[str, np.ndarray], clips: list[dict[str, Any]]
 ) -> tuple[dict[str, Any], dict[str, Any], list[Row]]:
-    """Which engine and which layer the error comes from, on the golden clips that were recorded so.
+    """The artifact's answers, and which engine and layer the error comes from, on golden clips that were recorded so.
 
     Every engine gets the *float* inputs, so that it is blamed for its own error only; inside an
     engine the error of earlier layers is still in that of later ones.
@@ -171,10 +271,10 @@ def _look_inside(
         inputs = {name: golden[f"{clip['id']}/input/{name}"] for name in flow["inputs"]}
         if clip["derived_from"] is None:  # cut and stretched ones are unlike anything that ranges were calibrated on
             run_flow(flow, sessions["float"], inputs, tap=tap)
-        simulated = run_flow(flow, sessions["qdq"], inputs)
+        answered = run_flow(flow, artifact, inputs)
         answers[clip["id"]] = {
             name: {"float": golden[f"{clip['id']}/output/{name}"].tolist(), "artifact": value.tolist()}
-            for name, value in simulated.items()
+            for name, value in answered.items()
             if value.size <= 16  # larger ones stand in golden.safetensors only
         }
     engines: dict[str, Any] = {}
@@ -327,22 +427,28 @@ def _coverage(coverage: Row) -> Row:
 def _sizes(models: dict[str, Any], inputs: dict[str, Path]) -> dict[str, Any]:
     """Parameters, MACs per window and bytes of weights before and after.
 
-    The artifact's weights are what the simulated graphs hold: int8 where a layer is INT8, float32
+    The artifact's `bytes` are the weights in its Q/DQ graphs: int8 where a layer is INT8, float32
     elsewhere. What the device's compiler stores may differ, and is only known on the device.
+    `engine_bytes` are the files that are flashed, `float_bytes` the same engines compiled without INT8.
     """
     import onnx
 
     graphs = [onnx.load(str(path)).graph for path in sorted((inputs["quantize"] / "engines").glob("*/qdq.onnx"))]
-    kit = [path for path in sorted((inputs["export"] / "engines").rglob("*")) if path.is_file()]
+    built, as_float = inputs["export"] / "engines", inputs["export"] / "float" / "engines"
     return {
         **models,
         "artifact": {
             "parameters": models["pruned"]["parameters"],
             "macs": models["pruned"]["macs"],
             "bytes": sum(onnx.numpy_helper.to_array(weight).nbytes for graph in graphs for weight in graph.initializer),
-            "kit_bytes": sum(path.stat().st_size for path in kit),
+            "engine_bytes": _bytes_below(built),
+            "float_bytes": _bytes_below(as_float) if as_float.is_dir() else None,
         },
     }
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _engines(flow: dict[str, Any]) -> list[str]:

@@ -52,12 +52,12 @@ def kit(tmp_path):
     onnx = tmp_path / "m.onnx"
     onnx.write_bytes(b"onnx")
     encoder = EngineKit(
-        "encoder", onnx, ("encoder/Conv", "encoder/Clip"), ("encoder/norm/std",), ("encoder/Erf",), {"x": Range(-1, 2.54), "encoder/Conv_out": Range(0, 6)}
+        "encoder", onnx, onnx, ("encoder/Conv",), ("encoder/Clip",), ("encoder/norm/std",), ("encoder/Erf",), {"x": Range(-1, 2.54), "encoder/Conv_out": Range(0, 6)}
     )
-    head = EngineKit("head", onnx, (), (), (), {})
+    head = EngineKit("head", onnx, onnx)
     out = tmp_path / "kit"
     out.mkdir()
-    tensorrt.lower(Kit((encoder, head), TARGET), out)
+    tensorrt.compile(Kit((encoder, head), TARGET, tmp_path), out)
     trtexec = tmp_path / "bin" / "trtexec"
     trtexec.parent.mkdir()
     trtexec.write_text(FAKE)
@@ -187,9 +187,9 @@ def test_the_script_is_posix_sh_and_carries_no_path_of_this_machine(kit):
 
 def test_names_that_a_command_line_cannot_carry_are_refused(kit, tmp_path):
     onnx = tmp_path / "m.onnx"
-    for engine in (EngineKit("e", onnx, ("a,b",), (), (), {}), EngineKit("e; rm -rf x", onnx, (), (), (), {})):
+    for engine in (EngineKit("e", onnx, onnx, ("a,b",)), EngineKit("e; rm -rf x", onnx, onnx)):
         with pytest.raises(EdgekitError, match="cannot stand"):
-            tensorrt.lower(Kit((engine,), TARGET), tmp_path / "other")
+            tensorrt.compile(Kit((engine,), TARGET, tmp_path), tmp_path / "other")
 
 
 def test_only_8_5_on_the_device_is_served():

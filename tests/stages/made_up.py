@@ -10,7 +10,9 @@ import numpy as np
 from edgekit.datasets import Clip
 from edgekit.formats import write_json
 from edgekit.stages import Job
+from edgekit.target import load_target
 
+TARGET = load_target("jetson_xavier", Path(__file__).parents[2]).spec()
 FLOW = {
     "inputs": {"video": {"shape": [2, 3, 4, 8, 8], "dtype": "float32"}, "wave": {"shape": [400], "dtype": "float32"}},
     "steps": [

@@ -11,7 +11,7 @@ import pytest
 from edgekit.bundle import open_bundle
 from edgekit.errors import RecipeError
 from edgekit.stages import package, verify
-from tests.stages.made_up import MadeUp, job, stage_dirs
+from tests.stages.made_up import TARGET, MadeUp, job, stage_dirs
 
 
 def report(value, low, high, **more):
@@ -92,7 +92,7 @@ SPEC = {
 def inputs(tmp_path_factory):
     folder, data = tmp_path_factory.mktemp("stages"), MadeUp(30)
     dirs = stage_dirs(folder, data)
-    measured = job(folder, "verify", {"metrics": ["mae"], "resamples": 200, "seed": 0}, dirs, {"data": data})
+    measured = job(folder, "verify", {"metrics": ["mae"], "resamples": 200, "seed": 0, "target": TARGET}, dirs, {"data": data})
     verify.run(measured)
     return {**{name: dirs[name] for name in ("export", "reference", "prune")}, "verify": measured.out}
 

@@ -16,9 +16,9 @@ from edgekit.flow import run_flow
 from edgekit.metrics import METRICS, paired_bootstrap
 from edgekit.preprocess import preprocess
 from edgekit.stages import verify
-from tests.stages.made_up import FLOW, PREPROCESS, MadeUp, graphs, job, stage_dirs
+from tests.stages.made_up import FLOW, PREPROCESS, TARGET, MadeUp, graphs, job, stage_dirs
 
-SPEC = {"metrics": ["mae", "f1", "corr"], "resamples": 200, "seed": 0}
+SPEC = {"metrics": ["mae", "f1", "corr"], "resamples": 200, "seed": 0, "target": TARGET}
 
 
 def run(tmp_path, data, dirs):
