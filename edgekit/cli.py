@@ -158,14 +158,19 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle: folder or .ta
 
 
 @command(app)
-def doctor(cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False) -> None:
+def doctor(install: Annotated[list[str] | None, typer.Option("--install", metavar="TOOL", help="Install a tool that lives beside edgekit's environment.")] = None,
+           cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False) -> None:  # fmt: skip
     """Tell versions, disk and missing tools, and what to install."""
     from dataclasses import asdict
 
     from edgekit import console
-    from edgekit.doctor import examine
+    from edgekit import doctor as doctors
 
-    findings = examine(cache)
+    if install:
+        for name in install:
+            print(doctors.install(name), flush=True)
+        return
+    findings = doctors.examine(cache)
     if as_json:
         for finding in findings:
             print(json.dumps(asdict(finding)))

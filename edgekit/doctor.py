@@ -11,6 +11,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit import tools
+
 NEEDED_BYTES = 5 * 10**9  # environment 2 GB, cache and generated clips of the demo 1 GB, and room
 
 
@@ -35,8 +37,26 @@ def examine(cache_root: Path) -> list[Finding]:
     findings = [Finding("python", python, ">=3.11", is_new, True, "" if is_new else "apt-get install python3 python3-venv (Debian 12 or later)")]
     for extra, requirement in requirements():
         findings.append(_package(extra, requirement))
+    findings += [_tool(name) for name in tools.TOOLS]
     findings.append(_disk(cache_root))
     return findings
+
+
+def install(name: str) -> str:
+    """Install one side tool; what it is and where, in a line.
+
+    Raises:
+        EdgekitError: see `tools.install`; or the tool does not work here.
+    """
+    from edgekit.backends.tflite import side, vela
+
+    checks = {
+        side.NATIVE: lambda where: side.check(where, side.NATIVE),
+        side.ARM64: lambda where: side.check(where, side.ARM64),
+        vela.TOOL: vela.check,
+    }
+    where = tools.install(name, checks.get(name, lambda where: None))
+    return f"{name}: {tools.TOOLS[name].distribution} {tools.version(name)} in {where}"
 
 
 def requirements() -> list[tuple[str | None, str]]:
@@ -68,6 +88,12 @@ def _package(extra: str | None, requirement: str) -> Finding:
     ok = version is not None and _satisfies(version, wanted)
     hint = "" if ok else f"pip install '{requirement}'" if extra is None else f"pip install 'edgekit[{extra}]'"
     return Finding(name, version or "-", needed if extra is None else f"{needed} (extra {extra})", ok, extra is None, hint)
+
+
+def _tool(name: str) -> Finding:
+    tool, version = tools.TOOLS[name], tools.version(name)
+    ok = version == tool.wanted
+    return Finding(name, version or "-", f"{tool.wanted} ({tool.purpose})", ok, False, "" if ok else tools.install_hint(name))
 
 
 def _satisfies(version: str, wanted: str) -> bool:

@@ -31,7 +31,7 @@ LAYERS = (
     ("graph", "flow", "compare", "metrics", "losses", "report"),
     ("quant",),
     ("formats",),
-    ("recipe", "target", "cache", "bundle"),
+    ("recipe", "target", "cache", "bundle", "tools"),
     ("document",),
     ("artifact",),
     ("progress",),
@@ -40,7 +40,7 @@ LAYERS = (
 RANK = {name: -row for row, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "torch_pruning", "scipy", "av", "soundfile", "tensorrt", "openvino"}
 # What `edgekit --help` and `edgekit plan` run through.
-CHEAP = {"__init__", "__main__", "cli", "doctor", "new", "build", "plan", "stages", "recipe", "target", "cache", "bundle", "document", "artifact", "progress", "errors"}
+CHEAP = {"__init__", "__main__", "cli", "doctor", "new", "build", "plan", "stages", "recipe", "target", "cache", "bundle", "tools", "document", "artifact", "progress", "errors"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
