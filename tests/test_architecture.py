@@ -34,13 +34,13 @@ LAYERS = (
     ("recipe", "target", "cache", "bundle", "tools"),
     ("document",),
     ("artifact",),
-    ("progress",),
+    ("progress", "page", "plugins"),
     ("errors",),
 )
 RANK = {name: -row for row, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "torch_pruning", "scipy", "av", "soundfile", "tensorrt", "openvino"}
 # What `edgekit --help` and `edgekit plan` run through.
-CHEAP = {"__init__", "__main__", "cli", "doctor", "new", "build", "plan", "stages", "recipe", "target", "cache", "bundle", "tools", "document", "artifact", "progress", "errors"}
+CHEAP = {"__init__", "plugins", "__main__", "cli", "doctor", "new", "build", "plan", "stages", "recipe", "target", "cache", "bundle", "tools", "document", "artifact", "progress", "errors"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

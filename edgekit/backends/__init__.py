@@ -12,7 +12,8 @@ A backend is a module, cheap to import, with
     open_deployed(folder, target, threads=None) optional: as the device runs it, where that is not the parity session
 
 `target` is `Target.spec()`. A session is called with {input: array} and gives {output: array}, batch 1
-in front, named as in the ONNX graph. Every backend lowers the Q/DQ graph (see `qdq.py`), so that all
+in front, named as in the ONNX graph. An installed package adds a backend by an entry point of the group
+`edgekit.backends` (see `plugins.py`). Every backend lowers the Q/DQ graph (see `qdq.py`), so that all
 compute with the same integers; a kit whose `qdq` is its `float` graph makes the float artifact.
 """
 
@@ -20,11 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from edgekit import plugins
 from edgekit.errors import TargetError
 
 if TYPE_CHECKING:
@@ -36,17 +37,20 @@ BACKENDS = {
     "tensorrt": "edgekit.backends.tensorrt",
     "tflite": "edgekit.backends.tflite",
 }
+PROTOCOL = ("EXECUTES", "versions", "problems", "compile", "open", "coverage")
 
 
 def get(name: str) -> ModuleType:
-    """The backend called `name`.
+    """The backend called `name`, ours or an installed package's.
 
     Raises:
         TargetError: there is none.
+        UsageError, ToolMissing: two packages give it, or its package is broken.
     """
-    if name not in BACKENDS:
-        raise TargetError(f"unknown backend `{name}`", f"known: {', '.join(BACKENDS)}")
-    return import_module(BACKENDS[name])
+    module = plugins.load("edgekit.backends", name, BACKENDS, PROTOCOL)
+    if module is None:
+        raise TargetError(f"unknown backend `{name}`", f"known: {', '.join(plugins.names('edgekit.backends', BACKENDS))}")
+    return module
 
 
 @dataclass(frozen=True)
