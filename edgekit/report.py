@@ -7,15 +7,15 @@ policy forbids scripts and requests.
 from __future__ import annotations
 
 import base64
-import html
 import math
 import re
 import struct
-import unicodedata
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from edgekit.page import WIDTH, document, esc, svg, table
 
 if TYPE_CHECKING:  # package renders again within seconds: numpy only where an array is touched
     import numpy as np
@@ -119,31 +119,8 @@ def render(report: Mapping[str, Any], clips: Sequence[Sample] = ()) -> str:
         ("clips", "Golden clips", page.clips(clips)),
         ("provenance", "Provenance", page.provenance()),
     )
-    shown = [section for section in sections if section[2]]
-    links = "".join(f'<li><a href="#{key}">{esc(title)}</a></li>' for key, title, _ in shown)
-    body = "".join(
-        f'<section id="{key}" aria-labelledby="{key}-title"><h2 id="{key}-title">{esc(title)}</h2>{content}</section>' for key, title, content in shown
-    )
-    title = report.get("name") or "edgekit report"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{esc(title)}: {esc(_verdict(report)[1])}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<a class="skip" href="#main">Skip to the results</a>
-<header>{page.header()}</header>
-<nav aria-label="Sections"><ul>{links}</ul></nav>
-<main id="main">{page.cards()}{body}</main>
-<footer><p>Written by edgekit. Numbers for machines are in <code>report.json</code>.</p></footer>
-</body>
-</html>
-"""
+    title = f"{report.get('name') or 'edgekit report'}: {_verdict(report)[1]}"
+    return document(title, page.header(), sections, page.cards(), "Numbers for machines are in <code>report.json</code>.")
 
 
 def _verdict(report: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -216,8 +193,8 @@ class _Page:
                     f"{esc(gate['kind'].replace('_', ' '))} {self.number(gate['metric'], gate['limit'])}",
                 ]
             )
-        table = _table("Gates of the recipe", ["Gate", "Verdict", "Value", "95 % interval", "Limit"], rows, numeric=(2, 3))
-        return table + '<p class="note">A gate passes when the bad end of its interval is within the limit, fails when the value itself is beyond it, and is inconclusive in between. Increases and decreases are of the INT8 artifact against the original float model.</p>'
+        listed = table("Gates of the recipe", ["Gate", "Verdict", "Value", "95 % interval", "Limit"], rows, numeric=(2, 3))
+        return listed + '<p class="note">A gate passes when the bad end of its interval is within the limit, fails when the value itself is beyond it, and is inconclusive in between. Increases and decreases are of the INT8 artifact against the original float model.</p>'
 
     def costs(self) -> str:
         drops = self.report.get("drops")
@@ -232,14 +209,14 @@ class _Page:
             ends = [_times(sign, change[k]) for k in ("low", "high")]
             rows.append((title, _times(sign, change["value"]), *(reversed(ends) if sign < 0 else ends)))
         chart = _forest(rows, limits, f"{worse.capitalize()} of {self.label(self.lead)}", lambda x: self.number(self.lead, x, signed=True))
-        table = []
+        changes = []
         for name in self.names():
             cells = [f"<span title='{esc(self.info.get(name, {}).get('title', ''))}'>{esc(self.label(name))}</span>"]
             for cost in COSTS:
                 change = drops[cost].get(name, {})
                 cells.append(f"{self.number(name, change.get('value'), signed=True)} {self.interval(name, [change.get('low'), change.get('high')], signed=True)}")
-            table.append(cells)
-        return f'<div class="pair lean">{chart}{_table("Change of every metric", ["Metric", *COSTS.values()], table, numeric=(1, 2, 3))}</div>'
+            changes.append(cells)
+        return f'<div class="pair lean">{chart}{table("Change of every metric", ["Metric", *COSTS.values()], changes, numeric=(1, 2, 3))}</div>'
 
     def accuracy(self) -> str:
         if not self.metrics:
@@ -252,7 +229,7 @@ class _Page:
                 band = self.report.get("intervals", {}).get(row, {}).get(name)
                 cells.append(f"{self.number(name, self.metrics.get(row, {}).get(name))} {self.interval(name, band)}")
             rows.append(cells)
-        tables = _table(f"Output {self.report.get('primary', '')}", ["Metric", *ROWS.values()], rows, numeric=(1, 2, 3))
+        tables = table(f"Output {self.report.get('primary', '')}", ["Metric", *ROWS.values()], rows, numeric=(1, 2, 3))
         other = self.report.get("other_outputs") or {}
         if other:
             rows = [
@@ -260,7 +237,7 @@ class _Page:
                 for output, by_row in other.items()
                 for name in self.names()[:3]
             ]
-            tables += f"<details><summary>Other outputs</summary>{_table('Other outputs', ['Output', 'Metric', *ROWS.values()], rows, numeric=(2, 3, 4))}</details>"
+            tables += f"<details><summary>Other outputs</summary>{table('Other outputs', ['Output', 'Metric', *ROWS.values()], rows, numeric=(2, 3, 4))}</details>"
         return tables
 
     def slices(self) -> str:
@@ -275,8 +252,8 @@ class _Page:
                 [esc(_minus(s["value"])), str(s["n"]), *(self.number(name, s[row]) for row in ROWS), f"{self.number(name, s['total']['value'], signed=True)} {self.interval(name, [s['total']['low'], s['total']['high']], signed=True)}"]
                 for s in mine
             ]
-            table = _table(f"{self.label(name)} by {title}", [title, "Clips", *ROWS.values(), "INT8 − float"], rows, numeric=(1, 2, 3, 4, 5))
-            parts.append(f'<h3>{esc(title)}</h3><div class="pair lean">{chart}{table}</div>')
+            listed = table(f"{self.label(name)} by {title}", [title, "Clips", *ROWS.values(), "INT8 − float"], rows, numeric=(1, 2, 3, 4, 5))
+            parts.append(f'<h3>{esc(title)}</h3><div class="pair lean">{chart}{listed}</div>')
         return "".join(parts)
 
     def coverage(self) -> str:
@@ -300,7 +277,7 @@ class _Page:
         details = ""
         if rows:
             rest = f"<p>and {len(rows) - MAX_LISTED} more in <code>coverage.json</code></p>" if len(rows) > MAX_LISTED else ""
-            details = f"<details><summary>{_layers(len(rows))} in float, and why</summary>{_table('Layers in float', ['Engine', 'Layer', 'Why'], rows[:MAX_LISTED])}{rest}</details>"
+            details = f"<details><summary>{_layers(len(rows))} in float, and why</summary>{table('Layers in float', ['Engine', 'Layer', 'Why'], rows[:MAX_LISTED])}{rest}</details>"
         return f'{lead}<div class="pair">{"".join(charts)}</div>{details}'
 
     def parity(self) -> str:
@@ -311,14 +288,14 @@ class _Page:
             return [_plain(d.get("max_abs")), _plain(d.get("mean_abs")), _decibel(d), _plain(d.get("cosine"), 5)]
 
         rows = [[f"<code>{esc(name)}</code>", *cells(d), f"<code>{esc(d.get('worst_clip', ''))}</code>"] for name, d in parity.items()]
-        parts = [_table("Outputs on all clips", ["Output", "Max abs", "Mean abs", "SQNR dB", "Cosine", "Worst clip"], rows, numeric=(1, 2, 3, 4))]
+        parts = [table("Outputs on all clips", ["Output", "Max abs", "Mean abs", "SQNR dB", "Cosine", "Worst clip"], rows, numeric=(1, 2, 3, 4))]
         rows = [[f"<code>{esc(engine)}</code>", f"<code>{esc(port)}</code>", *cells(d)] for engine, ports in (self.report.get("engines") or {}).items() for port, d in ports.items()]
         if rows:
-            parts.append(_table("Engines alone, each fed float inputs (golden clips)", ["Engine", "Output", "Max abs", "Mean abs", "SQNR dB", "Cosine"], rows, numeric=(2, 3, 4, 5)))
+            parts.append(table("Engines alone, each fed float inputs (golden clips)", ["Engine", "Output", "Max abs", "Mean abs", "SQNR dB", "Cosine"], rows, numeric=(2, 3, 4, 5)))
         layers = self.report.get("layers") or []
         if layers:
             rows = [[f"<code>{esc(r['layer'])}</code>", f"<code>{esc(r['engine'])}</code>", esc(r["op"]), _decibel(r), _plain(r.get("max_abs"))] for r in layers]
-            parts.append(_table("Layers with the largest error, worst first", ["Layer", "Engine", "Op", "SQNR dB", "Max abs"], rows, numeric=(3, 4)))
+            parts.append(table("Layers with the largest error, worst first", ["Layer", "Engine", "Op", "SQNR dB", "Max abs"], rows, numeric=(3, 4)))
         return "".join(parts)
 
     def predictions(self) -> str:
@@ -406,13 +383,6 @@ def _coverage_parts(coverage: Mapping[str, Any], key: str) -> list[tuple[str, fl
 
 # charts: 360 units wide, so that their 12-unit text is 12 px on a phone
 
-_WIDTH = 360
-
-
-def _svg(height: float, title: str, description: str, body: str) -> str:
-    return (
-        f'<figure class="chart"><figcaption>{esc(title)}</figcaption><svg viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-label="{esc(title)}. {esc(description)}">{body}</svg></figure>'
-    )
 
 
 def _forest(rows: Sequence[tuple[str, float | None, float | None, float | None]], limits: Sequence[float], title: str, show: Callable[[float], str]) -> str:
@@ -420,7 +390,7 @@ def _forest(rows: Sequence[tuple[str, float | None, float | None, float | None]]
     finite = [x for row in rows for x in row[1:] if x is not None] + list(limits) + [0.0]
     low, high = min(finite), max(finite)
     pad = (high - low) * 0.08 or 0.01
-    x = _scale(low - pad, high + pad, 74, _WIDTH - 12)
+    x = _scale(low - pad, high + pad, 74, WIDTH - 12)
     height = 34 * len(rows) + 50
     body = [_axis_x(x, height - 34, _ticks(low - pad, high + pad, 4))]
     body.append(f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="8" y2="{height - 34}"/>')
@@ -435,7 +405,7 @@ def _forest(rows: Sequence[tuple[str, float | None, float | None, float | None]]
         tone = ("pruned", "artifact", "total")[i % 3]
         body.append(f'<line class="whisker {tone}" x1="{x(left):.1f}" x2="{x(right):.1f}" y1="{y}" y2="{y}"/><circle class="dot {tone}" cx="{x(value):.1f}" cy="{y}" r="5"/>')
     said = "; ".join(f"{name} {_strip_tags(show(v)) if v is not None else 'not finite'}" for name, v, *_ in rows)
-    return _svg(height, title, said, "".join(body))
+    return svg(height, title, said, "".join(body))
 
 
 def _bars(slices: Sequence[Mapping[str, Any]], title: str, show: Callable[[float], str]) -> str:
@@ -444,7 +414,7 @@ def _bars(slices: Sequence[Mapping[str, Any]], title: str, show: Callable[[float
     bottom, top = 190.0, max(values) or 1.0
     y = _scale(min(values), top * 1.05, bottom, 12)
     body = [_axis_y(y, _ticks(min(values), top, 4))]
-    step = (_WIDTH - 52) / len(slices)
+    step = (WIDTH - 52) / len(slices)
     width = min(22.0, step / 3)
     for i, s in enumerate(slices):
         centre = 48 + step * (i + 0.5)
@@ -458,7 +428,7 @@ def _bars(slices: Sequence[Mapping[str, Any]], title: str, show: Callable[[float
         body.append(f'<text x="{centre:.1f}" y="{bottom + 16}" text-anchor="middle" class="small">{esc(_minus(s["value"])[:14])}</text><text x="{centre:.1f}" y="{bottom + 30}" text-anchor="middle" class="small faint">n {s["n"]}</text>')
     body.append(_legend((("float", "Float"), ("artifact", "INT8, 95 % interval")), 236))
     said = "; ".join(f"{s['value']}: {_strip_tags(show(s['float']))} float, {_strip_tags(show(s['artifact']))} INT8" for s in slices)
-    return _svg(244, title, said, "".join(body))
+    return svg(244, title, said, "".join(body))
 
 
 def _coverage_chart(parts: Sequence[tuple[str, float, float]], title: str) -> str:
@@ -468,29 +438,29 @@ def _coverage_chart(parts: Sequence[tuple[str, float, float]], title: str) -> st
     body = []
     for i, (name, macs, int8) in enumerate(parts):
         y = 6 + 40 * i
-        width = (_WIDTH - 8) * macs / widest
+        width = (WIDTH - 8) * macs / widest
         body.append(
-            f'<text x="0" y="{y + 10}">{esc(name[:24])}</text><text x="{_WIDTH}" y="{y + 10}" text-anchor="end" class="small faint">{100 * macs / total:.1f} % of MACs, {100 * int8 / macs if macs else 0:.0f} % INT8</text>'
+            f'<text x="0" y="{y + 10}">{esc(name[:24])}</text><text x="{WIDTH}" y="{y + 10}" text-anchor="end" class="small faint">{100 * macs / total:.1f} % of MACs, {100 * int8 / macs if macs else 0:.0f} % INT8</text>'
             f'<rect class="track" x="0" y="{y + 16}" width="{max(width, 1):.1f}" height="12" rx="2"/><rect class="fill artifact" x="0" y="{y + 16}" width="{width * int8 / macs if macs else 0:.1f}" height="12" rx="2"/>'
         )
     height = 40 * len(parts) + 26
     body.append(_legend((("artifact", "INT8"), ("track", "float")), height - 8, x=0.0))
     said = "; ".join(f"{name}: {100 * macs / total:.1f} % of MACs, {100 * int8 / macs if macs else 0:.0f} % of them INT8" for name, macs, int8 in parts)
-    return _svg(height, title, said, "".join(body))
+    return svg(height, title, said, "".join(body))
 
 
 def _scatter(points: Sequence[tuple[float, float, float]]) -> str:
     """Prediction over label, float and INT8."""
     low = min(-1.0, *(min(p) for p in points))
     high = max(1.0, *(max(p) for p in points))
-    x, y = _scale(low, high, 44, _WIDTH - 10), _scale(low, high, 300, 10)
+    x, y = _scale(low, high, 44, WIDTH - 10), _scale(low, high, 300, 10)
     ticks = _ticks(low, high, 4)
     body = [_axis_x(x, 300, ticks), _axis_y(y, ticks), f'<line class="zero" x1="{x(low):.1f}" y1="{y(low):.1f}" x2="{x(high):.1f}" y2="{y(high):.1f}"/>']
     for row, at in (("float", 1), ("artifact", 2)):
         dots = "".join(f"M{x(p[0]):.1f} {y(p[at]):.1f}h0" for p in points)
         body.append(f'<path class="points {row}" d="{dots}"/>')
     body.append(_legend((("float", "Float"), ("artifact", "INT8")), 336))
-    return _svg(344, "Prediction over label", f"{len(points)} clips; the closer to the diagonal the better", "".join(body))
+    return svg(344, "Prediction over label", f"{len(points)} clips; the closer to the diagonal the better", "".join(body))
 
 
 def _histogram(points: Sequence[tuple[Any, Any, Any]], bins: int = 24) -> str:
@@ -503,7 +473,7 @@ def _histogram(points: Sequence[tuple[Any, Any, Any]], bins: int = 24) -> str:
         for e in values:
             counts[row][min(bins - 1, int((e + edge) / (2 * edge) * bins))] += 1
     top = max(max(c) for c in counts.values()) or 1
-    x, y = _scale(-edge, edge, 44, _WIDTH - 10), _scale(0, top * 1.05, 300, 10)
+    x, y = _scale(-edge, edge, 44, WIDTH - 10), _scale(0, top * 1.05, 300, 10)
     body = [_axis_x(x, 300, _ticks(-edge, edge, 4)), _axis_y(y, _ticks(0, top, 4))]
     for row in ("float", "artifact"):
         path = f"M{x(-edge):.1f} {y(0):.1f}"
@@ -512,14 +482,14 @@ def _histogram(points: Sequence[tuple[Any, Any, Any]], bins: int = 24) -> str:
             path += f"L{x(left):.1f} {y(count):.1f}L{x(right):.1f} {y(count):.1f}"
         body.append(f'<path class="outline {row}" d="{path}L{x(edge):.1f} {y(0):.1f}"/>')
     body.append(_legend((("float", "Float"), ("artifact", "INT8")), 336))
-    return _svg(344, "Error: prediction minus label", f"number of clips per error, from {-edge:.2f} to {edge:.2f}", "".join(body))
+    return svg(344, "Error: prediction minus label", f"number of clips per error, from {-edge:.2f} to {edge:.2f}", "".join(body))
 
 
 def _waveform(clip: Sample) -> str:
-    step = _WIDTH / len(clip.envelope)
+    step = WIDTH / len(clip.envelope)
     peak = max(max(-low, high) for low, high in clip.envelope) or 1.0
     path = "".join(f"M{step * (i + 0.5):.1f} {24 - 22 * high / peak:.1f}V{24 - 22 * low / peak + 0.5:.1f}" for i, (low, high) in enumerate(clip.envelope))
-    return f'<svg class="wave" viewBox="0 0 {_WIDTH} 48" role="img" aria-label="Waveform of clip {esc(clip.id)}, {clip.seconds:.1f} seconds"><path d="{path}"/></svg>'
+    return f'<svg class="wave" viewBox="0 0 {WIDTH} 48" role="img" aria-label="Waveform of clip {esc(clip.id)}, {clip.seconds:.1f} seconds"><path d="{path}"/></svg>'
 
 
 def _scale(low: float, high: float, at_low: float, at_high: float) -> Callable[[float], float]:
@@ -545,7 +515,7 @@ def _axis_x(x: Callable[[float], float], y: float, ticks: Sequence[float]) -> st
 
 
 def _axis_y(y: Callable[[float], float], ticks: Sequence[float]) -> str:
-    return "".join(f'<line class="grid" x1="44" x2="{_WIDTH - 8}" y1="{y(t):.1f}" y2="{y(t):.1f}"/><text class="small faint" x="40" y="{y(t) + 4:.1f}" text-anchor="end">{_tick_text(t)}</text>' for t in ticks)
+    return "".join(f'<line class="grid" x1="44" x2="{WIDTH - 8}" y1="{y(t):.1f}" y2="{y(t):.1f}"/><text class="small faint" x="40" y="{y(t) + 4:.1f}" text-anchor="end">{_tick_text(t)}</text>' for t in ticks)
 
 
 def _legend(entries: Sequence[tuple[str, str]], y: float, x: float = 44.0) -> str:
@@ -557,23 +527,6 @@ def _legend(entries: Sequence[tuple[str, str]], y: float, x: float = 44.0) -> st
 
 
 # tables and text
-
-
-def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    """A table whose first column heads its rows; cells are HTML already. It scrolls sideways alone."""
-
-    def css(i: int) -> str:
-        return ' class="n"' if i in numeric else ""
-
-    top = "".join(f'<th scope="col"{css(i)}>{esc(h)}</th>' for i, h in enumerate(head))
-    body = "".join("<tr>" + "".join(f'<th scope="row">{c}</th>' if i == 0 else f"<td{css(i)}>{c}</td>" for i, c in enumerate(row)) + "</tr>" for row in rows)
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{esc(caption)}"><table><caption>{esc(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def esc(value: Any, lines: bool = False) -> str:
-    """Text for HTML. Control and direction-changing characters of untrusted names become visible marks."""
-    text = "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cf", "Cs") and not (lines and c in "\n\t") else c for c in str(value))
-    return html.escape(text, quote=True)
 
 
 def _layers(count: int) -> str:
@@ -626,48 +579,3 @@ def _bytes(value: float | None) -> str:
 
 def _share(value: float | None, whole: float | None) -> str:
     return f" <small>({100 * value / whole:.0f} %)</small>" if value is not None and whole else ""
-
-
-STYLE = """
-:root{--bg:#f7f7f5;--card:#fff;--ink:#1b1f24;--soft:#59626d;--line:#dcdfe3;--float:#5b6675;--pruned:#17728a;--artifact:#b84c10;--total:#6b3fa0;
---good:#17703a;--good-bg:#e2f3e7;--bad:#b3261e;--bad-bg:#fbe6e4;--warn:#855600;--warn-bg:#fdf0d5;--info:#1c5fa8;--info-bg:#e3eefb;--track:#d9dde2;--shade:#1b1f2438;--link:#1c5fa8}
-@media(prefers-color-scheme:dark){:root{--bg:#14171b;--card:#1d2126;--ink:#e8eaed;--soft:#a3acb7;--line:#343a42;--float:#a7b1be;--pruned:#5cc0d8;--artifact:#f29a5f;--total:#c3a2f0;
---good:#7bd99a;--good-bg:#173222;--bad:#ff9c93;--bad-bg:#3d1d1b;--warn:#f2c46d;--warn-bg:#382b10;--info:#8fc1ff;--info-bg:#182c45;--track:#3a414a;--shade:#000a;--link:#8fc1ff}}
-*{box-sizing:border-box}html{-webkit-text-size-adjust:100%}
-body{margin:0 auto;max-width:70rem;padding:1rem clamp(.9rem,3vw,2rem) 3rem;background:var(--bg);color:var(--ink);font:1rem/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-h1{font-size:1.7rem;line-height:1.2;margin:1rem 0 .3rem;overflow-wrap:anywhere}h1 small{font-size:1rem;font-weight:400;color:var(--soft)}
-h2{font-size:1.2rem;margin:2.2rem 0 .7rem;padding-top:.6rem;border-top:1px solid var(--line)}h3{font-size:1rem;margin:1.2rem 0 .4rem}
-small,.note{color:var(--soft);font-size:.85rem}.note{max-width:46rem}a{color:var(--link)}
-a:focus-visible,[tabindex]:focus-visible,summary:focus-visible{outline:3px solid var(--info);outline-offset:2px}
-code,pre{font-family:ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.84em;overflow-wrap:anywhere}
-.skip{position:absolute;left:-99rem}.skip:focus{left:1rem;top:.5rem;background:var(--card);padding:.5rem}
-.verdict{display:flex;gap:.8rem;align-items:center;margin:0;padding:.8rem 1rem;border-radius:.6rem;font-size:1.1rem;background:var(--info-bg);color:var(--info)}
-.verdict .mark{font-size:1.5rem;line-height:1;font-weight:700}.verdict.pass{background:var(--good-bg);color:var(--good)}.verdict.fail{background:var(--bad-bg);color:var(--bad)}.verdict.inconclusive{background:var(--warn-bg);color:var(--warn)}
-nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1rem;list-style:none;margin:.8rem 0 1.2rem;padding:0;font-size:.9rem}nav a{display:inline-block;padding:.25rem 0}
-.cards{display:grid;grid-template-columns:repeat(3,1fr);gap:.9rem;list-style:none;margin:0;padding:0}
-.card{background:var(--card);border:1px solid var(--line);border-top:4px solid var(--tone);border-radius:.6rem;padding:.8rem 1rem}.card h3{margin:0;color:var(--tone)}
-.card.float{--tone:var(--float)}.card.pruned{--tone:var(--pruned)}.card.artifact{--tone:var(--artifact)}
-.big{font-size:1.9rem;font-weight:650;margin:.2rem 0 0;line-height:1.1;font-variant-numeric:tabular-nums}.unit{font-size:.9rem;font-weight:400;color:var(--soft);margin-left:.4rem}.card .ci{margin:.1rem 0 .6rem}
-dl{margin:0}.card dl div{display:flex;justify-content:space-between;gap:.5rem;font-size:.88rem;border-top:1px solid var(--line);padding:.22rem 0}dt{color:var(--soft)}dd{margin:0;font-variant-numeric:tabular-nums;text-align:right}
-.ci{color:var(--soft);font-size:.82rem;white-space:nowrap}.bad{color:var(--bad);font-weight:600;fill:var(--bad)}
-/* the shadows at the sides show that a table goes on; the covers in front of them move with its ends */
-.scroll{overflow-x:auto;margin:.4rem 0 1rem;min-width:0;background:linear-gradient(90deg,var(--bg) 40%,transparent) 0 0/2rem 100% local no-repeat,linear-gradient(270deg,var(--bg) 40%,transparent) 100% 0/2rem 100% local no-repeat,linear-gradient(90deg,var(--shade),transparent) 0 0/.8rem 100% no-repeat,linear-gradient(270deg,var(--shade),transparent) 100% 0/.8rem 100% no-repeat}
-table{border-collapse:collapse;width:100%;font-size:.9rem;border:1px solid var(--line)}
-caption{text-align:left;color:var(--soft);font-size:.85rem;padding:0 0 .3rem}th,td{padding:.38rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-thead th{font-weight:600;color:var(--soft);white-space:nowrap}tbody th{font-weight:500}td code,th code{overflow-wrap:normal}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-.n .ci{display:block}.chip{white-space:nowrap;border-radius:1rem;padding:.1rem .6rem;font-weight:600}.chip.pass{background:var(--good-bg);color:var(--good)}.chip.fail{background:var(--bad-bg);color:var(--bad)}.chip.inconclusive{background:var(--warn-bg);color:var(--warn)}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1rem;align-items:start}
-.pair>*{min-width:0}.pair.lean{grid-template-columns:1fr}@media(min-width:62rem){.pair.lean{grid-template-columns:minmax(0,2fr) minmax(0,3fr)}}
-figure{margin:0;min-width:0}.chart{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem;max-width:34rem}.chart figcaption{font-weight:600;font-size:.9rem;margin-bottom:.4rem}
-svg{display:block;width:100%;height:auto}svg text{font-size:12px;fill:var(--ink);font-family:inherit}svg text.small{font-size:11px}svg text.faint{fill:var(--soft)}
-.float{--c:var(--float)}.pruned{--c:var(--pruned)}.artifact{--c:var(--artifact)}.total{--c:var(--total)}.track{--c:var(--track)}
-.fill,.dot,rect.track{fill:var(--c)}.whisker{stroke:var(--c);stroke-width:4;stroke-linecap:round;opacity:.55}.error{stroke:var(--ink);stroke-width:1.5}
-.grid{stroke:var(--line)}.zero{stroke:var(--soft)}line.limit{stroke:var(--bad);stroke-dasharray:4 3;stroke-width:1.5}svg text.limit{fill:var(--bad);font-size:11px}
-.points{stroke:var(--c);stroke-width:4.5;stroke-linecap:round;opacity:.45;fill:none}.outline{fill:none;stroke:var(--c);stroke-width:2;stroke-linejoin:round}.outline.artifact{stroke-dasharray:5 2}
-.clips{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr));gap:1rem}.clip{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem;font-size:.9rem;overflow-wrap:anywhere}
-.clip img{width:100%;height:auto;border-radius:.3rem;display:block;image-rendering:auto}.wave{margin:.4rem 0}.wave path{stroke:var(--pruned);stroke-width:1.4;fill:none}
-.facts div{display:grid;grid-template-columns:minmax(8rem,13rem) 1fr;gap:.3rem 1rem;padding:.3rem 0;border-bottom:1px solid var(--line);font-size:.9rem}.facts dd{text-align:left;min-width:0;overflow-wrap:anywhere}
-pre{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.8rem;overflow-x:auto;overflow-wrap:normal}details{margin:.6rem 0}summary{cursor:pointer;padding:.3rem 0}footer{margin-top:3rem;color:var(--soft);font-size:.85rem}
-@media(max-width:44rem){th,td{padding:.35rem .4rem}table{font-size:.84rem}.ci{font-size:.76rem}.cards{grid-template-columns:1fr}.facts div{grid-template-columns:1fr}body{padding-top:.7rem}}
-@media print{body{max-width:none}nav,.skip{display:none}section{break-inside:avoid}}
-"""
