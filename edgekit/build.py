@@ -10,8 +10,8 @@ import os
 import shutil
 import sys
 import types
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Result:
         archive: `build/<name>.tar.zst`, or None after a failed gate.
         report: report.json.
         ran: the stages that were not reused.
+        stages: {stage: its output directory in the cache}.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Result:
     archive: Path | None
     report: dict[str, Any]
     ran: tuple[str, ...]
+    stages: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -65,7 +67,7 @@ def build(recipe: str | Path | Recipe, overrides: Iterable[str] = (), cache_root
     with Cache(recipe.cache_root) as cache:
         done, ran = run_stages(recipe, cache)
         bundle, archive, report = deliver(recipe.name, done["package"], cache, Path(out))
-    return Result(recipe.name, bundle, archive, report, tuple(ran))
+    return Result(recipe.name, bundle, archive, report, tuple(ran), {name: entry.out for name, entry in done.items()})
 
 
 def run_stages(recipe: Recipe, cache: Cache) -> tuple[dict[str, Entry], list[str]]:

@@ -85,16 +85,37 @@ def build(recipes: RecipesAndOverrides, out: Annotated[Path, typer.Option("--out
 
     progress.set_quiet(quiet or as_json)
     first_failure = 0
+    built = []
     for outcome in build_all(_load_each(*_split(recipes), cache), out):
         code = outcome.exit_code
         first_failure = first_failure or code
         if isinstance(outcome, EdgekitError):
             complain(outcome)
-        elif as_json:
+            continue
+        built.append(outcome)
+        if as_json:
             print(json.dumps({"recipe": outcome.name, **outcome.report}, ensure_ascii=False), flush=True)
         else:
             _show_result(outcome, quiet)
+    if len(built) > 1:
+        _show_matrices(built, out, as_json, quiet)
     raise typer.Exit(first_failure)
+
+
+def _show_matrices(built: list[Any], out: Path, as_json: bool, quiet: bool) -> None:
+    """How the targets of one float model agree: printed, and in OUT/matrix/."""
+    from edgekit import console, matrix
+
+    matrices = matrix.make(built)
+    if not matrices:
+        return
+    folder = out / "matrix"
+    matrix.write(matrices, folder)
+    if as_json:
+        print(json.dumps({"matrices": matrices}, ensure_ascii=False), flush=True)
+    elif not quiet:
+        console.show_matrices(_stdout(), matrices)
+        print(f"parity matrix: {folder / 'report.html'}", flush=True)
 
 
 @command(app)
@@ -296,6 +317,8 @@ def _load_each(paths: list[str], overrides: list[str], cache: Path) -> list[Any]
     for path in paths:
         try:
             recipe = load_recipe(path, overrides, cache)
+            if recipe.name == "matrix":
+                raise RecipeError(f"{recipe.where('name')}: `name` cannot be `matrix`", "build/matrix/ holds the parity matrix of several recipes")
             if recipe.name in first:
                 raise RecipeError(f"{recipe.where('name')}: `name` is `{recipe.name}`, as in {first[recipe.name]}", "give each recipe a name of its own")
             first[recipe.name] = path

@@ -86,6 +86,31 @@ def show_plan(console: Console, plan: Plan) -> None:
         console.print(f"  [red]target:[/] {escape(problem)}", highlight=False)
 
 
+def show_matrices(console: Console, matrices: list[dict[str, Any]]) -> None:
+    """Targets against metrics, and how every two agree on the primary output."""
+    for matrix in matrices:
+        lead = matrix["lead"]
+        table = Table(box=None, pad_edge=False, title=f"{matrix['n']} held-out clips", title_justify="left", title_style="dim")
+        table.add_column("")
+        for column in (lead, "INT8 cost, 95 %", "INT8 MACs", "engines", "of float", "ms here", "verdict"):
+            table.add_column(column, justify="right")
+        table.add_row("float, pruned", number(matrix["metrics"]["pruned"][lead]), "", "", "", "", "", "")
+        for row in matrix["rows"]:
+            share = "" if not row["float_bytes"] else f"{row['engine_bytes'] / row['float_bytes']:.0%}"
+            latency = row["latency_note"] if row["latency_ms"] is None else f"{row['latency_ms']:.1f}"
+            macs = f"{row['coverage']['int8_macs']:.1%} {row['coverage']['grade']}"
+            table.add_row(escape(row["name"]), number(row["metrics"][lead]), interval(row["int8_cost"][lead]), macs, megabytes(row["engine_bytes"]), share, latency, f"[{VERDICTS.get(row['verdict'], 'default')}]{row['verdict']}[/]")
+        console.print(table)
+        agreement = matrix["agreement"][matrix["primary"]]
+        pairs = Table(box=None, pad_edge=False, title=f"agreement on {escape(matrix['primary'])}, SQNR in dB, the row as reference", title_justify="left", title_style="dim")
+        pairs.add_column("")
+        for name in agreement["names"]:
+            pairs.add_column(escape(name), justify="right", overflow="fold")
+        for name, line, worst in zip(agreement["names"], agreement["sqnr_db"], agreement["max_abs"], strict=True):
+            pairs.add_row(escape(name), *("" if m is None else "equal" if m == 0 else "-" if db is None else f"{db:.1f}" for db, m in zip(line, worst, strict=True)))
+        console.print(pairs)
+
+
 def show_rows(console: Console, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in columns:

@@ -96,6 +96,7 @@ def run(job: Job) -> None:
     [grade] = grades  # of one backend, so all engines can be read or none
     write_json(job.out / "coverage.json", {"grade": grade, "int8_macs": in_int8 / total if total else 0.0, "macs": total, "layers": rows})
     write_json(job.out / "names.json", names)
+    write_json(job.out / "target.json", target)
 
 
 def _check(spec: dict[str, Any], engine: str, model: ir.Model) -> None:
