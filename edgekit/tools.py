@@ -280,5 +280,8 @@ def _fetch_debs(tool: Tool, work: Path) -> list[Path]:
 
 def tail(text: str, lines: int = _LAST_LINES) -> str:
     """The last lines of a tool's output, indented for a message; repeated ones once."""
-    kept = [line for line, following in zip(text.splitlines(), [*text.splitlines()[1:], None], strict=True) if line.strip() and line != following]
+    kept: list[str] = []
+    for line in text.splitlines():
+        if line.strip() and line not in kept[-1:]:
+            kept.append(line)
     return "\n".join(f"    {re.sub(r'[^ -~]', '?', line)[:200]}" for line in kept[-lines:])

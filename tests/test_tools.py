@@ -160,4 +160,5 @@ def test_without_qemu_the_arm64_tool_is_absent_and_says_so(home, monkeypatch, tm
 
 
 def test_the_end_of_a_log_is_short_and_printable():
+    assert tools.tail("") == ""
     assert tools.tail("a\n\nb\nb\nb\n\x1b[1mc\n", 2) == "    b\n    ?[1mc"
