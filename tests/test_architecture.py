@@ -27,7 +27,7 @@ LAYERS = (
     ("preprocess",),
     ("datasets",),
     ("qdq",),
-    ("rewrites",),
+    ("rewrites", "qdq_loop"),
     ("graph", "flow", "compare", "metrics", "losses", "report"),
     ("quant",),
     ("formats",),
@@ -38,7 +38,7 @@ LAYERS = (
     ("errors",),
 )
 RANK = {name: -row for row, names in enumerate(LAYERS) for name in names}
-HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "torch_pruning", "scipy", "av", "soundfile", "tensorrt", "openvino"}
+HEAVY = {"torch", "transformers", "onnx", "onnxsim", "onnx_ir", "onnxruntime", "torch_pruning", "scipy", "av", "soundfile", "tensorrt", "openvino"}
 # What `edgekit --help` and `edgekit plan` run through.
 CHEAP = {"__init__", "plugins", "__main__", "cli", "doctor", "new", "build", "plan", "stages", "recipe", "target", "cache", "bundle", "tools", "document", "artifact", "progress", "errors"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
