@@ -21,7 +21,7 @@ LAYERS = (
     ("console", "doctor", "matrix", "new"),
     ("build",),
     ("plan",),
-    ("stages",),
+    ("parity", "stages"),
     ("training", "pruning", "float_model", "calibration"),
     ("backends", "models"),
     ("preprocess",),

@@ -1,0 +1,15 @@
+"""`edgekit compare A B`: are these two the same model, and if not, where do they part?
+
+    result.py    what a comparison found, as data and JSON
+    runners.py   a side: anything that can be run, opened by what its path is
+    graphs.py    sides of one graph: ONNX, OpenVINO IR, TFLite
+    flows.py     sides of a whole flow: a recipe's float model, a bundle
+    recorded.py  outputs that somebody wrote down
+    samples.py   what both sides are fed, one sample in memory at a time
+    pairing.py   which output belongs to which, by exact name or a mapping file
+    measure.py   errors, accumulated sample by sample; when they are within tolerance
+    stream.py    state carried over chunks
+    release.py   what changed between two bundles
+    check.py     `compare`, which puts these together; `verify` of one bundle
+    show.py      the terminal's table and JUnit XML
+"""
