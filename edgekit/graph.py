@@ -19,13 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import CheckpointError, EdgekitError
+from .progress import note
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
     from .formats import Engine
 
 OPSET = 17
+PROOF_TOLERANCE = 1e-4  # of the largest output: float32 keeps 1e-7, and a deep net's sums in another order lose about 100 times that
 IR_VERSION = 8  # of ONNX 1.12, the first with opset 17: newer ones make old parsers warn
 
 MAC_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "Scan")
@@ -34,11 +37,14 @@ MAC_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "Scan")
 # --------------------------------------------------------------------------- export
 
 
-def export_onnx(engine: Engine, path: Path) -> None:
+def export_onnx(engine: Engine, path: Path) -> dict[str, Any]:
     """Write an engine's module as ONNX: opset 17, static shapes, one LSTM or GRU op per layer.
 
     The exporter folds BatchNorm; everything else that is computed from constants, weight norm too, is
-    folded by `tidy`, so that every shape is a constant and every weight a plain initializer.
+    folded by `canonical`, so that every shape is a constant and every weight a plain initializer.
+
+    Returns:
+        what `canonical` did.
 
     Raises:
         CheckpointError: a weight holds NaN or infinity.
@@ -47,7 +53,6 @@ def export_onnx(engine: Engine, path: Path) -> None:
     import copy
     import warnings
 
-    import onnx_ir as ir
     import torch
 
     for name, tensor in engine.module.state_dict().items():
@@ -72,14 +77,95 @@ def export_onnx(engine: Engine, path: Path) -> None:
             input_names=list(engine.inputs),
             output_names=list(engine.outputs),
         )
-    model = ir.load(path)
-    tidy(model)
-    rename(model)
+    model, log = canonical(path.read_bytes(), f"engine `{engine.name}`")
     for kind, values, want in (("input", model.graph.inputs, engine.inputs), ("output", model.graph.outputs, engine.outputs)):
         got = {value.name: shape_of(value) for value in values}
         if got != {name: tuple(shape) for name, shape in want.items()}:
             raise EdgekitError(f"engine `{engine.name}`: exported {kind}s are {got}, expected {dict(want)}")
     save(model, path)
+    return log
+
+
+def canonical(exported: bytes, where: str) -> tuple[ir.Model, dict[str, Any]]:
+    """A graph as all stages want it: simplified, tidy, renamed, and proven to compute what it did.
+
+    onnxsim first: it folds what hangs on constants and shapes, with ONNX Runtime. Its graph optimizer stays
+    off, since it turns MatMul and Add into Gemm between Reshapes and gives layers new names
+    (docs/design.md has the numbers). A graph that it breaks or refuses is taken as exported, and the log says so.
+
+    Args:
+        exported: a serialized model with static shapes; every input float32.
+        where: what to call it in messages.
+
+    Returns:
+        the model, and {"nodes": {"exported", "simplified", "final"}, "onnxsim": "used" or why not,
+        "max_abs" on random inputs against the graph as exported, "largest_output"}.
+
+    Raises:
+        EdgekitError: `tidy` changes what the graph computes.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    proto = onnx.load_from_string(exported)
+    nodes = {"exported": len(proto.graph.node)}
+    want = _on_random_inputs(exported)
+    simplified, fault = _simplified(proto)
+    for source in (simplified, proto):
+        if source is None:
+            continue
+        model = ir.from_proto(source)
+        tidy(model)
+        rename(model)
+        model.ir_version = IR_VERSION
+        max_abs, largest = _difference(want, _on_random_inputs(ir.to_proto(model).SerializeToString()))
+        if max_abs <= PROOF_TOLERANCE * largest:  # NaN fails; no floor, since an untrained net's outputs may all be 1e-9
+            nodes |= {"simplified": len((simplified or proto).graph.node), "final": len(model.graph)}
+            return model, {"nodes": nodes, "onnxsim": fault or "used", "max_abs": max_abs, "largest_output": largest}
+        if source is simplified:
+            fault = f"not used: outputs change by {max_abs:.3g} (max_abs), the largest is {largest:.3g}"
+            note(f"{where}: onnxsim {fault}")
+    raise EdgekitError(
+        f"{where}: folding constants changes the outputs by {max_abs:.3g} (max_abs), the largest is {largest:.3g}", "this is a bug of edgekit; please report it"
+    )
+
+
+def _simplified(proto: onnx.ModelProto) -> tuple[onnx.ModelProto | None, str | None]:
+    """(the graph without what constants and shapes decide, None), or (None, why onnxsim would not)."""
+    import onnxsim
+
+    try:
+        simplified, _ = onnxsim.simplify(proto, perform_optimization=False, certify=False)
+    # Errors of its C++ core come as RuntimeError, ValueError or types of its own; whichever it is, the graph is taken as exported.
+    except Exception as error:
+        return None, f"not used: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+    return simplified, None
+
+
+def _on_random_inputs(model: bytes) -> list[np.ndarray]:
+    """Outputs for normally distributed inputs, the same for every form of a graph."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # As written: fusions would only add their own rounding.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    return session.run(None, {value.name: rng.standard_normal(value.shape, np.float32) for value in session.get_inputs()})
+
+
+def _difference(want: list[np.ndarray], got: list[np.ndarray]) -> tuple[float, float]:
+    """(largest absolute difference, largest absolute value); NaN unless both are finite in the same places."""
+    worst = largest = 0.0
+    for a, b in zip(want, got, strict=True):
+        finite = np.isfinite(a)
+        if a.shape != b.shape or not np.array_equal(finite, np.isfinite(b)):
+            return math.nan, largest
+        worst = max(worst, float(np.abs(a[finite] - b[finite]).max(initial=0)))
+        largest = max(largest, float(np.abs(a[finite]).max(initial=0)))
+    return worst, largest
 
 
 def load(path: Path) -> ir.Model:

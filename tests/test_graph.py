@@ -11,6 +11,7 @@ from torch import nn
 
 from edgekit import graph
 from edgekit.errors import CheckpointError, EdgekitError
+from edgekit.formats import Engine
 from tests.onnx_nets import Block, Inverted3d, Lambda, Stem, export, feeds, op_counts, run
 
 
@@ -118,3 +119,51 @@ def test_layout_ops_are_aliases_and_only_compute_is_observed(tmp_path):
         if node.op_type in ("Conv", "MatMul"):
             for value in (node.inputs[0], node.outputs[0]):
                 assert aliases.get(value.name, value.name) in observed
+
+
+# onnxsim
+
+
+def test_onnxsim_runs_first_and_keeps_every_layers_name(tmp_path):
+    engine = Engine("main", Block().eval(), {"x0": (1, 7, 12)}, {"y0": (1, 7, 12)})
+    log = graph.export_onnx(engine, tmp_path / "with.onnx")
+    assert log["onnxsim"] == "used" and log["max_abs"] <= 1e-5 * log["largest_output"]
+    assert log["nodes"]["exported"] > log["nodes"]["simplified"] >= log["nodes"]["final"] == len(graph.load(tmp_path / "with.onnx").graph)
+    layers = [node.name for node in graph.load(tmp_path / "with.onnx").graph if node.op_type == "MatMul"]
+    assert layers and not any(re.search(r"[vn]_\d+$", name) for name in layers), "q, k and v are not merged and keep their modules' paths"
+
+
+@pytest.mark.parametrize("fault", ["raises", "is wrong"])
+def test_a_graph_that_onnxsim_breaks_is_taken_as_exported_and_the_log_says_so(tmp_path, monkeypatch, fault):
+    import onnx
+    import onnxsim
+
+    def simplify(proto, **options):
+        if fault == "raises":
+            raise RuntimeError("no such op\nmore")
+        changed = onnx.ModelProto.FromString(proto.SerializeToString())
+        weight = next(t for t in changed.graph.initializer if len(t.dims) > 1)
+        values = onnx.numpy_helper.to_array(weight)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values * np.float32(1.01), weight.name))
+        return changed, True
+
+    engine = Engine("main", Block().eval(), {"x0": (1, 7, 12)}, {"y0": (1, 7, 12)})
+    graph.export_onnx(engine, tmp_path / "honest.onnx")
+    monkeypatch.setattr(onnxsim, "simplify", simplify)
+    log = graph.export_onnx(engine, tmp_path / "g.onnx")
+    assert log["onnxsim"].startswith("not used: RuntimeError: no such op" if fault == "raises" else "not used: outputs change by")
+    names = [[node.name for node in graph.load(tmp_path / f"{name}.onnx").graph] for name in ("g", "honest")]
+    assert names[0] == names[1]
+
+
+def test_a_tidy_that_changes_values_is_a_bug_and_stops(tmp_path, monkeypatch):
+    def broken(model):
+        weight = next(v for v in model.graph.initializers.values() if len(v.shape) > 1)
+        weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(2))
+
+    import onnx_ir as ir
+
+    tidy = graph.tidy
+    monkeypatch.setattr(graph, "tidy", lambda model: (tidy(model), broken(model)))
+    with pytest.raises(EdgekitError, match=r"engine `main`: folding constants changes the outputs"):
+        graph.export_onnx(Engine("main", Block().eval(), {"x0": (1, 7, 12)}, {"y0": (1, 7, 12)}), tmp_path / "g.onnx")
