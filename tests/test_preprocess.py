@@ -222,7 +222,7 @@ def test_a_clip_that_cannot_be_used_is_refused_by_its_id(rng, changes, says):
         ("audio", "samples", -1),
         ("audio", "scale", 0),
         ("audio", "eps", math.inf),
-        ("audio", "normalize", "none"),
+        ("audio", "normalize", "peak"),
         ("audio", "gain", 1),
     ],
 )
@@ -243,3 +243,32 @@ def test_a_spec_with_a_missing_key_is_refused(section):
     for broken in ({}, {"text": {}}, [], None, {section: 3}):
         with pytest.raises(DataError, match="preprocess.json"):
             check_spec(broken)
+
+
+# layouts
+
+
+@pytest.mark.parametrize("layout, shape", [("CTHW", (3, 4, 6, 5)), ("TCHW", (4, 3, 6, 5)), ("THWC", (4, 6, 5, 3))])
+def test_a_layout_orders_the_same_values(layout, shape):
+    spec = copy.deepcopy(SPEC)
+    spec["video"] |= {"clips": 1, "frames_per_clip": 4, "height": 6, "width": 5}
+    frames = np.random.default_rng(0).integers(0, 256, (9, 11, 7, 3), np.uint8)
+    clip = Clip("a", frames, 25.0, np.ones(9, np.int16), 16000, {})
+    [whole] = preprocess({"video": spec["video"]}, clip)["video"]  # of KCTHW's one clip: [3, t, h, w]
+    got = preprocess({"video": {**spec["video"], "layout": layout}}, clip)["video"]
+    assert got.shape == shape and got.flags.c_contiguous
+    assert np.array_equal(np.moveaxis(got, [layout.index(axis) for axis in "CTHW"], range(4)), whole)
+
+
+def test_a_picture_has_no_time_axis_and_must_not_need_one():
+    spec = copy.deepcopy(SPEC["video"]) | {"layout": "HWC", "clips": 1, "frames_per_clip": 1, "height": 6, "width": 5}
+    clip = Clip("a", np.full((9, 11, 7, 3), 100, np.uint8), 25.0, np.ones(9, np.int16), 16000, {})
+    assert preprocess({"video": spec}, clip)["video"].shape == (6, 5, 3)
+    with pytest.raises(DataError, match=r"`video.frames_per_clip` is 2, but `layout` HWC has no axis T"):
+        preprocess({"video": {**spec, "frames_per_clip": 2}}, clip)
+
+
+def test_sound_that_is_not_normalized_is_only_scaled():
+    spec = {"sample_rate_hz": 16000, "samples": 4, "scale": 32768.0, "normalize": "none", "pad": "right_zero_after_normalize", "layout": "CS"}
+    clip = Clip("a", np.zeros((1, 2, 2, 3), np.uint8), 25.0, np.array([16384, -32768, 1], np.int16), 16000, {})
+    assert preprocess({"audio": spec}, clip)["wave"].tolist() == [[0.5, -1.0, 1 / 32768, 0.0]]
