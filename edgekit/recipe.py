@@ -29,12 +29,55 @@ Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 
+class Input(Schema):
+    """How one input of a model is made of a clip; sizes are read from its shape."""
+
+    source: Literal["video", "audio"] = Field(description="what of the clip")
+    shape: tuple[Count, ...] | None = Field(None, description="with batch 1 in front, for dimensions that an ONNX file leaves open")
+    layout: Literal["KCTHW", "CTHW", "TCHW", "THWC", "CHW", "HWC", "S", "CS"] = Field(description="axes after the batch: clip, colour, time, height, width; or sample")
+    mean: tuple[float, float, float] | None = Field(None, description="video: of R, G, B in 0..255, subtracted")
+    std: tuple[Positive, Positive, Positive] | None = Field(None, description="video: of R, G, B in 0..255, divided by; [255, 255, 255] gives 0..1")
+    sample_rate_hz: Count | None = Field(None, description="audio: the rate that the model was trained on")
+    normalize: Literal["zero_mean_unit_variance", "none"] | None = Field(None, description="audio: `none` leaves -1..1")
+
+    @model_validator(mode="after")
+    def _has_what_its_source_needs(self) -> Input:
+        own = {"video": ("mean", "std"), "audio": ("sample_rate_hz", "normalize")}
+        for source, keys in own.items():
+            for key in keys:
+                if source == self.source and getattr(self, key) is None:
+                    raise document.mistake(f"an input from {source} needs `{key}`", "as the model was trained; there is no default that fits all")
+                if source != self.source and getattr(self, key) is not None:
+                    raise document.mistake(f"`{key}` is for inputs from {source}", "leave it out", at=(key,))
+        if (self.source == "audio") != (self.layout in ("S", "CS")):
+            known = "S or CS" if self.source == "audio" else "KCTHW, CTHW, TCHW, THWC, CHW or HWC"
+            raise document.mistake(f"{self.source} cannot be laid out as {self.layout}", f"use {known}", at=("layout",))
+        return self
+
+
 class Load(Schema):
     """Which trained model."""
 
-    model: Text = Field(description="registered model, such as `mhlt`")
+    model: Text = Field(description="registered model such as `mhlt`, `package.module:factory`, or a path to an .onnx file")
     config: Text = Field("default", description="the model's configuration, such as `small`")
-    checkpoint: Text = Field(description="weights, relative to the recipe: .safetensors, or .pt with weights only")
+    checkpoint: Text | None = Field(None, description="weights, relative to the recipe: .safetensors, or .pt with weights only; an .onnx file holds its own")
+    inputs: dict[str, Input] | None = Field(None, description="how each input of an .onnx file is made of a clip")
+
+    @property
+    def is_onnx(self) -> bool:
+        return self.model.lower().endswith(".onnx")
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> Load:
+        if self.is_onnx and self.checkpoint is not None:
+            raise document.mistake("`load.checkpoint` is given, but an .onnx file holds its own weights", "leave it out", at=("checkpoint",))
+        if self.is_onnx and not self.inputs:
+            raise document.mistake("`load.inputs` is missing", "an .onnx file does not say how its inputs are made of a clip; docs/models.md has examples")
+        if not self.is_onnx and self.checkpoint is None:
+            raise document.mistake("`load.checkpoint` is missing")
+        if not self.is_onnx and self.inputs is not None:
+            raise document.mistake("`load.inputs` is for .onnx files", "leave it out: this model says itself what it takes", at=("inputs",))
+        return self
 
 
 class Finetune(Schema):
@@ -67,7 +110,7 @@ class Calibrate(Schema):
 class Quantize(Schema):
     """Ranges and scales from the statistics."""
 
-    observer: Literal["minmax", "percentile"] = Field("percentile", description="how a tensor's range is chosen")
+    observer: Literal["minmax", "percentile", "entropy", "mse"] = Field("percentile", description="how a tensor's range is chosen")
     percentile: Annotated[float, Field(gt=50, le=100)] | None = Field(None, description="share of values inside the range, in percent; for observer percentile")
     skip: tuple[Text, ...] = Field((), description="layers to leave in float, as globs over node names")
 
@@ -123,6 +166,12 @@ class Recipe(Schema):
         description="limits that the report must meet; changing one never runs a model again",
         json_schema_extra={"propertyNames": {"anyOf": [{"enum": list(GATES)}, {"pattern": f"^{OWN_METRIC}$"}]}},
     )
+
+    @model_validator(mode="after")
+    def _an_onnx_file_is_not_pruned(self) -> Recipe:
+        if self.load.is_onnx and self.prune is not None:
+            raise document.mistake("`prune`: an .onnx file cannot be pruned, its layers are no longer modules", "drop `prune`, or give the model as `package.module:factory`", at=("prune",))
+        return self
 
     _document: Document = PrivateAttr()
     _cache_root: Path = PrivateAttr()

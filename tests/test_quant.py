@@ -13,10 +13,13 @@ from hypothesis.extra import numpy as hnp
 from edgekit.errors import DataError
 from edgekit.quant import (
     BINS_PER_SIDE,
+    OBSERVERS,
     Histogram,
     Numbers,
     Range,
     Scale,
+    _entropy_bins,
+    _squared_errors,
     dequantize,
     fake_quantize,
     quantize,
@@ -242,3 +245,187 @@ def test_unknown_number_rules_are_refused():
     rules = {"activation": {"dtype": "int8", "symmetric": True}, "weight": {}, "rounding": "half_up"}
     with pytest.raises(DataError, match="half_up"):
         Numbers.from_target(rules)
+
+
+# entropy and mse
+
+
+ASYMMETRIC = Numbers(dtype="uint8", symmetric=False)
+NONNEGATIVE = Numbers(nonnegative="uint8")
+ALL_NUMBERS = pytest.mark.parametrize("numbers", [INT8, NONNEGATIVE, ASYMMETRIC], ids=["int8", "uint8 if nonnegative", "asymmetric"])
+
+
+def shares(quantile, n: int = 500_000) -> np.ndarray:
+    """A distribution without chance: its quantiles in the middle of n equal shares."""
+    return quantile((np.arange(n) + 0.5) / n).astype(np.float32)
+
+
+def gaussian(n: int = 500_000) -> np.ndarray:
+    from scipy.special import ndtri
+
+    return shares(ndtri, n)
+
+
+def laplace(n: int = 500_000) -> np.ndarray:
+    return shares(lambda u: np.where(u < 0.5, np.log(2 * u), -np.log(2 - 2 * u)), n)
+
+
+def slow_divergence(counts: list[int], end: int, levels: int) -> float:
+    """Kullback-Leibler divergence of one candidate, bin by bin, as Migacz describes it."""
+    p = [float(c) for c in counts[:end]]
+    beyond = float(sum(counts[end:]))
+    p[-1] += beyond
+    q = [0.0] * end
+    for level in range(levels):
+        a, b = level * end // levels, (level + 1) * end // levels
+        filled_bins = [i for i in range(a, b) if p[i] > 0]
+        for i in filled_bins:
+            q[i] = sum(counts[a:b]) / len(filled_bins)
+    total_p, total_q = sum(p), sum(q)
+    if any(x > 0 and y == 0 for x, y in zip(p, q, strict=True)):
+        return math.inf
+    return sum(x / total_p * math.log(x / total_p / (y / total_q)) for x, y in zip(p, q, strict=True) if x > 0)
+
+
+@few
+@given(st.lists(st.integers(0, 30) | st.just(0), min_size=6, max_size=60), st.integers(2, 9))
+def test_entropy_finds_what_a_search_bin_by_bin_finds(counts, levels):
+    while counts and counts[-1] == 0:
+        counts.pop()
+    got = _entropy_bins(np.array(counts, np.int64), levels)
+    if len(counts) <= levels:
+        assert got == len(counts)
+        return
+    counts[0] = counts[1]
+    divergences = {end: slow_divergence(counts, end, levels) for end in range(levels, len(counts) + 1)} if any(counts) else {len(counts): 0.0}
+    assert divergences[got] <= min(divergences.values()) + 1e-9
+
+
+@few
+@given(
+    hnp.arrays(np.int64, st.integers(1, 40), elements=st.integers(0, 9)),
+    st.integers(-30, 30),
+    st.sampled_from([Scale(0.5), Scale(0.3, 0, "uint8"), Scale(0.02, 100, "uint8"), Scale(7.0), Scale(0.004)]),
+)
+def test_the_squared_error_is_that_of_values_spread_evenly_in_their_bins(counts, first, scale):
+    width, n = 0.25, 2000
+    edges = (first + np.arange(counts.size + 1)) * width
+    inside = (np.arange(n) + 0.5) / n * width
+    want = sum(c * np.mean((edges[i] + inside - fake_quantize(edges[i] + inside, scale)) ** 2) for i, c in enumerate(counts))
+    assert _squared_errors(counts, edges, [scale])[0] == pytest.approx(want, rel=2e-3, abs=1e-6)
+
+
+def error_of(x: np.ndarray, r: Range, numbers: Numbers) -> float:
+    return float(np.mean((x - fake_quantize(x, scale_of(r, numbers))).astype(np.float64) ** 2))
+
+
+SHAPES = {
+    "normal": lambda r: r.standard_normal(20_000),
+    "heavy tails": lambda r: r.standard_t(3, 20_000),
+    "relu": lambda r: np.maximum(r.standard_t(4, 20_000), 0),
+    "gelu": lambda r: (lambda z: z * (1 + np.vectorize(math.erf)(z / 2**0.5)) / 2)(r.standard_normal(20_000) * 2),
+    "shifted": lambda r: r.gamma(2, 1, 20_000) - 1,
+    "negative": lambda r: -r.exponential(1, 20_000),
+    "far from zero": lambda r: 5 + r.standard_normal(20_000) * 0.1,
+    "two peaks": lambda r: r.choice([-1.0, 3.0], 20_000) + r.standard_normal(20_000) * 0.1,
+}
+
+
+@ALL_NUMBERS
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mse_is_as_good_as_the_best_of_a_dense_search(shape, numbers):
+    x = SHAPES[shape](np.random.default_rng(3)).astype(np.float32)
+    h = filled(x)
+    full = h.minmax()
+    ratios = np.linspace(0.05, 1, 96)
+    if numbers.symmetric:
+        tried = [Range(max(full.low, -t), max(min(full.high, t), -t)) for t in ratios * full.amax if t >= full.low]
+    else:
+        tried = [Range(min(full.low, 0) * a, max(full.high, 0) * b) for a in ratios[5::10] for b in ratios[5::10]]
+    found = error_of(x, h.observe("mse", numbers=numbers), numbers)
+    assert found <= 1.03 * min(error_of(x, r, numbers) for r in tried)  # 3 %: two ends searched in turn, bins of finite width
+    assert found <= 1.01 * error_of(x, full, numbers)  # 1 %: so much less does a bin show than the values in it
+
+
+@pytest.mark.parametrize(
+    ("distribution", "optimum"),
+    # Banner et al. 2018 (ACIQ), arXiv 1810.05723: optimal clipping at 8 bits, of sigma for the normal and of b for the Laplace distribution
+    [(gaussian, 3.92), (laplace, 9.89)],
+)
+def test_mse_clips_where_the_optimum_is_known(distribution, optimum):
+    assert filled(distribution()).observe("mse", numbers=INT8).amax == pytest.approx(optimum, rel=0.03)  # rel: ACIQ has 256 steps, INT8 254
+
+
+@pytest.mark.parametrize("observer", ["entropy", "mse"])
+@ALL_NUMBERS
+@pytest.mark.parametrize("power", [-90, -3, 5, 80])
+def test_a_power_of_two_scales_the_range_and_changes_nothing_else(observer, numbers, power):
+    x = np.random.default_rng(0).standard_t(4, 20_000).astype(np.float32)
+    r = filled(x).observe(observer, numbers=numbers)
+    scaled = filled(np.ldexp(x, power).astype(np.float32)).observe(observer, numbers=numbers)
+    assert scaled == Range(math.ldexp(r.low, power), math.ldexp(r.high, power))
+
+
+@pytest.mark.parametrize("observer", ["entropy", "mse"])
+@pytest.mark.parametrize("numbers", [INT8, ASYMMETRIC], ids=["int8", "asymmetric"])
+def test_counting_everything_twice_changes_no_range(observer, numbers):
+    x = np.random.default_rng(1).standard_t(4, 20_000).astype(np.float32)
+    assert filled(x, x).observe(observer, numbers=numbers) == filled(x).observe(observer, numbers=numbers)
+
+
+@pytest.mark.parametrize("observer", ["entropy", "mse"])
+@ALL_NUMBERS
+def test_no_range_is_wider_than_minmax(observer, numbers):
+    for shape in SHAPES.values():
+        h = filled(shape(np.random.default_rng(0)).astype(np.float32))
+        r, full = h.observe(observer, numbers=numbers), h.minmax()
+        assert full.low <= r.low <= r.high <= full.high
+
+
+@pytest.mark.parametrize("observer", ["entropy", "mse"])
+@ALL_NUMBERS
+def test_a_mirrored_tensor_has_the_mirrored_range(observer, numbers):
+    x = np.random.default_rng(2).standard_t(4, 20_001).astype(np.float32)
+    h, mirrored = filled(x), filled(-x)
+    r, m = h.observe(observer, numbers=numbers), mirrored.observe(observer, numbers=numbers)
+    # -128 is one step more than 127, and a value on an edge falls to the other bin
+    assert (m.low, m.high) == pytest.approx((-r.high, -r.low), rel=0.03)
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+@ALL_NUMBERS
+def test_dead_and_constant_tensors_have_a_range(observer, numbers):
+    assert filled(np.zeros(10, np.float32)).observe(observer, numbers=numbers) == Range(0, 0)
+    for value in (3.0, -3.0, 1e-20):
+        r = filled(np.full(10, value, np.float32)).observe(observer, numbers=numbers)
+        assert abs(fake_quantize(np.float32(value), scale_of(r, numbers)) - value) <= abs(value) / 100
+
+
+@pytest.mark.parametrize("observer", ["entropy", "mse"])
+@ALL_NUMBERS
+def test_one_outlier_among_many_values_is_clipped(observer, numbers):
+    h = filled(gaussian(), np.array([20.0], np.float32))
+    assert h.minmax().high == 20
+    assert 3 < h.observe(observer, numbers=numbers).high < 12
+
+
+def test_zeros_do_not_drive_the_entropy():
+    x = np.abs(gaussian(100_000))
+    sparse = filled(x, np.zeros(900_000, np.float32)).observe("entropy", numbers=NONNEGATIVE)
+    assert sparse.high == filled(x).observe("entropy", numbers=NONNEGATIVE).high
+
+
+def test_entropy_of_a_normal_distribution_keeps_nearly_all_of_it():
+    r = filled(gaussian()).observe("entropy")
+    assert 3 < r.amax < 4.9 and r.amax == max(-r.low, r.high)
+
+
+def test_an_observer_that_does_not_exist_is_refused():
+    with pytest.raises(DataError, match="unknown observer `median`"):
+        filled(np.ones(3, np.float32)).observe("median")
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_nothing_observed_is_refused(observer):
+    with pytest.raises(DataError, match="no values were observed"):
+        Histogram().observe(observer)

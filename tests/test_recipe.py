@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 
 from edgekit.errors import RecipeError
-from edgekit.recipe import GATES, SCHEMA_PATH, json_schema, limits_of, load_recipe
+from edgekit.quant import OBSERVERS
+from edgekit.recipe import GATES, SCHEMA_PATH, Quantize, json_schema, limits_of, load_recipe
 
 
 def test_a_recipe_loads_with_its_place(workspace):
@@ -48,7 +50,7 @@ def test_the_name_defaults_to_the_file(workspace):
         ("prune.finetune={epochs: 1, lr: -1}", "`prune.finetune.lr` must be greater than 0", None),
         ("calibrate.clips=0", "`calibrate.clips` must be at least 1", None),
         ("calibrate.clips=1e3", "`calibrate.clips` must be a whole number", None),
-        ("quantize.observer=entropy", "`quantize.observer` cannot be `entropy`", "`minmax`, `percentile`"),
+        ("quantize.observer=median", "`quantize.observer` cannot be `median`", "`minmax`, `percentile`, `entropy`, `mse`"),
         ("quantize={observer: minmax, percentile: 99.9}", "`percentile` is given, but the observer is `minmax`", None),
         ("quantize.percentile=101", "`quantize.percentile` must be at most 100", None),
         ("gates.mea={max: 1}", "unknown gate `mea`", "did you mean `mae`?"),
@@ -98,6 +100,10 @@ def test_gates_are_the_metrics_that_exist_and_point_their_way():
     assert {*METRICS, "int8_macs"} == set(GATES)
     for name, metric in METRICS.items():
         assert limits_of(name)[0] == ("max_increase" if metric.direction == "lower" else "max_decrease")
+
+
+def test_every_observer_can_be_asked_for():
+    assert get_args(Quantize.model_fields["observer"].annotation) == OBSERVERS
 
 
 def test_the_shipped_json_schema_is_up_to_date():

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from edgekit.calibration import Statistics
     from edgekit.qdq import Precisions
-    from edgekit.quant import Range
+    from edgekit.quant import Numbers, Range
     from edgekit.recipe import Recipe
     from edgekit.target import Target
 
@@ -213,15 +213,15 @@ def _skips(patterns: list[str], engines: list[_Engine]) -> dict[str, dict[str, s
 
 def _ranges(job: Job, flow: dict, engines: list[_Engine], statistics: Statistics) -> dict[str, dict[str, tuple[Range, str]]]:
     """The range of every tensor that an INT8 layer reads or writes, and where it comes from."""
-    from edgekit.quant import Range
+    from edgekit.quant import Numbers, Range
 
     observed = _observe_missing(job, flow, engines, statistics)
     percent = {} if job.spec.get("percentile") is None else {"percent": job.spec["percentile"]}
-    symmetric = job.spec["numbers"]["activation"]["symmetric"]
+    numbers = Numbers.from_target(job.spec["numbers"])
 
     def of_data(engine: str, tensor: str) -> Range:
         histogram = statistics.find(engine, tensor) or observed.find(engine, tensor)
-        return histogram.observe(job.spec["observer"], symmetric=symmetric, **percent)
+        return histogram.observe(job.spec["observer"], numbers=numbers, **percent)
 
     found: dict[str, dict[str, tuple[Range, str]]] = {}
     for engine in engines:
