@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from edgekit.calibration import Statistics
     from edgekit.qdq import Precisions
-    from edgekit.quant import Numbers, Range
+    from edgekit.quant import Range
     from edgekit.recipe import Recipe
     from edgekit.target import Target
 
