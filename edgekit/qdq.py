@@ -99,7 +99,7 @@ class _Sorting:
         writes: list[str] = []
         fixed: dict[str, Scale] = {}
         if self.outputs:
-            nodes = [(name, self.layers[name], self.ends[name]) for name in self.layers]
+            nodes = [(name, node, self.ends[name]) for name, node in self.layers.items()]
             nodes += [(name, node, node.outputs[0]) for name, node in self.others.items()]
             for _, node, end in nodes:
                 writes.append(end.name)
@@ -112,7 +112,7 @@ class _Sorting:
         for node in self.model.graph:
             if node.name in reads:
                 tensors.update(dict.fromkeys(node.inputs[i].name for i in reads[node.name]))
-            if node.name in in_int8 and not self.outputs:
+            if node.name in in_int8 and not self.outputs:  # the device needs a scale for what it may write, too
                 tensors.update(dict.fromkeys(v.name for v in (*node.inputs[:1], *node.outputs) if is_float(v)))
         order = [node.name for node in self.model.graph]
         others = sorted(self.others, key=order.index)
