@@ -387,7 +387,7 @@ def count_macs(model: Path | ir.Model) -> dict[str, int]:
     """Multiply-accumulates of one run: {node name: MACs}, for MAC_OPS only, in graph order.
 
     Every MatMul counts, activation × activation too. An LSTM or GRU counts both its matrices at
-    every time step. Biases, gates and element-wise ops do not count.
+    every time step, a Scan the products in its body (ours scan over axis 0). Biases, gates and element-wise ops do not count.
     """
     model = model if not isinstance(model, (str, Path)) else load(model)
     macs = {}
@@ -404,6 +404,10 @@ def count_macs(model: Path | ir.Model) -> dict[str, int]:
             macs[node.name] = math.prod(out) * shapes[0][0 if attribute(node, "transA", 0) else 1]
         elif node.op_type == "MatMul":
             macs[node.name] = math.prod(out) * shapes[0][-1]
+        elif node.op_type == "Scan":
+            body, sequences = node.attributes["body"].value, int(attribute(node, "num_scan_inputs", 0))
+            once = sum(math.prod(shape_of(n.outputs[0])) * shape_of(n.inputs[0])[-1] for n in body if n.op_type == "MatMul")
+            macs[node.name] = shapes[len(shapes) - sequences][0] * once
         else:  # LSTM, GRU: x [T, B, I] (or [B, T, I]), W [dirs, gates*H, I], R [dirs, gates*H, H]
             macs[node.name] = shapes[0][0] * shapes[0][1] * (math.prod(shapes[1]) + math.prod(shapes[2]))
     return macs

@@ -20,6 +20,7 @@ import numpy as np
 
 from .errors import EdgekitError
 from .graph import COPY_OPS, MAC_OPS, Editor, attribute, constant, data_input, is_float, shape_of
+from .qdq_loop import FIXED, LoopTensors, quantize_scan, tensors_of, tied_ranges
 from .quant import Numbers, Range, Scale, quantize_weight, scale_of, weight_scales
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Precisions:
         reads: {node: inputs that it reads as integers}, of `int8` and `others`.
         writes: tensors that are written as integers, so that everybody reads the rounded values.
         fixed: {tensor: the scale that the kernel writes in, whatever the data}.
+        cells: {Scan: how its step is computed, see qdq_loop.py}.
+        fixed_ops: {op: the scale that its kernel writes in}, inside loops.
         tensors: activations that `int8`, `fused` and `others` read and write; a target that wants a
             scale for each finds them here.
     """
@@ -57,6 +60,8 @@ class Precisions:
     reads: dict[str, tuple[int, ...]] = field(default_factory=dict)
     writes: tuple[str, ...] = ()
     fixed: dict[str, Scale] = field(default_factory=dict)
+    cells: dict[str, str] = field(default_factory=dict)
+    fixed_ops: dict[str, Scale] = field(default_factory=dict)
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -70,7 +75,7 @@ def precisions(
     """Sort the nodes of `model` by what the target's table takes in INT8.
 
     Args:
-        ops: the target's table; the keys read are int8, int8_ranks, ranks and int8_output. `Conv.depthwise`,
+        ops: the target's table; the keys read are int8, int8_ranks, ranks, int8_output and cell. `Conv.depthwise`,
             `Conv.odd_groups` and `MatMul.activations`, if there, further restrict these kinds.
         skip: {node: reason} of layers to leave in float.
         outputs: integer layers write integers (`numbers.outputs`).
@@ -90,23 +95,26 @@ class _Sorting:
                     self.layers[node.name] = node
                 else:
                     self.skipped[node.name] = reason
+        self.cells = {name: ops["Scan"].get("cell") or "int8" for name, node in self.layers.items() if node.op_type == "Scan"}
+        self.loops: dict[str, LoopTensors] = {name: tensors_of(self.layers[name], cell) for name, cell in self.cells.items()}
         self.fused: dict[str, ir.Node] = {}
-        self.ends = {name: self._end(node) for name, node in self.layers.items()}
+        # The last tensors of each layer: what it writes.
+        self.ends: dict[str, list[ir.Value]] = {}
+        for name, node in self.layers.items():
+            self.ends[name] = [v for v in node.outputs if v.name in self.loops[name].writes] if name in self.loops else [self._end(node)]
         self.others = self._others()
 
     def run(self) -> Precisions:
-        reads = {name: tuple(_reads(node)) for name, node in {**self.layers, **self.others}.items()}
+        reads = {name: self.loops[name].reads if name in self.loops else tuple(_reads(node)) for name, node in {**self.layers, **self.others}.items()}
         writes: list[str] = []
         fixed: dict[str, Scale] = {}
         if self.outputs:
-            nodes = [(name, node, self.ends[name]) for name, node in self.layers.items()]
-            nodes += [(name, node, node.outputs[0]) for name, node in self.others.items()]
-            for _, node, end in nodes:
+            ends = [(node, end) for name, node in self.layers.items() for end in self.ends[name]]
+            for node, end in (*ends, *((node, node.outputs[0]) for node in self.others.values())):
                 writes.append(end.name)
-                forced = self.ops.get(node.op_type, {}).get("int8_output")
-                if forced:
-                    dtype = "int8" if forced["zero_point"] < 0 else "uint8"
-                    fixed[end.name] = Scale(float(np.float32(forced["scale"])), forced["zero_point"], dtype)
+                scale = _fixed(self.ops, node.op_type)
+                if scale is not None:
+                    fixed[end.name] = scale
         in_int8 = {*self.layers, *self.fused, *self.others}
         tensors: dict[str, None] = {}
         for node in self.model.graph:
@@ -114,10 +122,12 @@ class _Sorting:
                 tensors.update(dict.fromkeys(node.inputs[i].name for i in reads[node.name]))
             if node.name in in_int8 and not self.outputs:  # the device needs a scale for what it may write, too
                 tensors.update(dict.fromkeys(v.name for v in (*node.inputs[:1], *node.outputs) if is_float(v)))
+        for loop in self.loops.values():
+            tensors.update(dict.fromkeys(loop.observed))
         order = [node.name for node in self.model.graph]
         others = sorted(self.others, key=order.index)
         fused = sorted(self.fused, key=order.index)
-        return Precisions(tuple(self.layers), tuple(fused), self.skipped, tuple(tensors), tuple(others), reads, tuple(dict.fromkeys(writes)), fixed)
+        return Precisions(tuple(self.layers), tuple(fused), self.skipped, tuple(tensors), tuple(others), reads, tuple(dict.fromkeys(writes)), fixed, self.cells, {op: scale for op in FIXED if (scale := _fixed(self.ops, op))})
 
     def _end(self, layer: ir.Node) -> ir.Value:
         """The last tensor of the layer and what is joined to it: its bias addition, its activation."""
@@ -143,7 +153,7 @@ class _Sorting:
 
     def _others(self) -> dict[str, ir.Node]:
         """Joins and followers whose inputs are integers already and whose readers want integers again: they add no rounding."""
-        integers = {id(end) for end in self.ends.values()}
+        integers = {id(end) for ends in self.ends.values() for end in ends}
         found: dict[str, ir.Node] = {}
         for node in self.model.graph:  # in topological order
             if node.name in self.layers or node.name in self.fused:
@@ -180,6 +190,11 @@ class _Sorting:
             if use.node.op_type not in PASSES_INTEGERS or not all(self._is_read_as_int8(out, others) for out in use.node.outputs):
                 return False
         return True
+
+
+def _fixed(ops: Mapping[str, Mapping[str, Any]], op: str) -> Scale | None:
+    forced = ops.get(op, {}).get("int8_output")
+    return Scale(float(np.float32(forced["scale"])), forced["zero_point"], "int8" if forced["zero_point"] < 0 else "uint8") if forced else None
 
 
 def _reads(node: ir.Node) -> Iterable[int]:
@@ -263,6 +278,8 @@ def insert_qdq(model: ir.Model, chosen: Precisions, ranges: Mapping[str, Range],
     model = model.clone(deep_copy=True)
     edit = Editor(model)
     nodes = {node.name: node for node in model.graph}
+    for name, cell in chosen.cells.items():  # first, while the tensors around it have their own names
+        quantize_scan(nodes[name], ranges, numbers, cell, {**FIXED, **chosen.fixed_ops})
     values = {value.name: value for value in model.graph.inputs} | {v.name: v for node in model.graph for v in node.outputs}
     written = set(chosen.writes)
     readers: dict[str, list[tuple[ir.Node, int]]] = {}
@@ -288,6 +305,15 @@ def insert_qdq(model: ir.Model, chosen: Precisions, ranges: Mapping[str, Range],
             node.replace_input_with(1, _weight_dq(edit, node, weight, numbers))
     _sort(model)
     return model
+
+
+def tied(model: ir.Model, chosen: Precisions, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """One range for both ends of every loop's state, and for its values over time."""
+    nodes = {node.name: node for node in model.graph}
+    found: dict[str, Range] = {}
+    for name, cell in chosen.cells.items():
+        found.update(tied_ranges(nodes[name], ranges, cell))
+    return found
 
 
 def _take_over_output(edit: Editor, value: ir.Value, rounded: ir.Value) -> None:

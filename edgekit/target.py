@@ -88,6 +88,7 @@ class OpRule(Schema):
     int8: bool = Field(False, description="whether the compiler may run it in INT8")
     int8_ranks: tuple[int, ...] = Field((), description="ranks that may run in INT8; empty means all of `ranks`")
     int8_output: Output | None = Field(None, description="what its INT8 kernel writes in, whatever the data")
+    cell: Literal["int8", "float"] | None = Field(None, description="of Scan: the gates and the cell state of a recurrent step in INT8, or only its products and h")
     rewrite: Rewrite | None = Field(None, description="taken only after this rewrite")
     max_opset: int | None = None
     note: str | None = None
@@ -108,6 +109,7 @@ class Target(Schema):
     build_on: Literal["device", "host"]
     device: dict[str, Fact] = Field({}, description="facts such as sm, memory_gb, jetpack")
     opset_max: Annotated[int, Field(ge=1)]
+    domains: tuple[Text, ...] = Field((), description="operator sets taken beside ONNX's own, such as com.microsoft")
     numbers: Numbers
     floats: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="what the layers run in that are not INT8")
     ops: dict[str, OpRule]

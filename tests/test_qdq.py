@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit import graph, qdq
+from edgekit import graph, qdq, rewrites
 from edgekit.errors import EdgekitError
 from edgekit.quant import Numbers, Range, Scale, fake_quantize, quantize_weight, scale_of, weight_scales
 from tests.onnx_nets import Block, Inverted3d, Lambda, export, feeds, op_counts, run
@@ -183,3 +183,27 @@ def test_groups_must_be_multiples_of_4_channels(tmp_path, groups, channels, kind
     module = Lambda(lambda m, x: m.c(x), c=nn.Conv2d(channels, channels, 3, groups=groups))
     model = graph.load(export(tmp_path, module, (1, channels, 5, 5)))
     assert qdq.conv_kind(next(iter(model.graph))) == kind
+
+
+def test_a_recurrent_layer_is_a_loop_on_integers_with_its_state_on_one_scale(tmp_path):
+    module = Lambda(lambda m, x: m.out(m.rnn(x)[0]), rnn=nn.LSTM(6, 8, batch_first=True), out=nn.Linear(8, 3))
+    path = export(tmp_path, module, (1, 9, 6))
+    model = graph.load(path)
+    before = graph.count_macs(model)
+    rewrites.apply(model, "rnn_to_scan")
+    assert sum(graph.count_macs(model).values()) == sum(before.values())
+    loop_form = tmp_path / "loop.onnx"
+    graph.save(model, loop_form)
+    chosen = qdq.precisions(model, {**ALL, "Scan": {"int8": True}}, outputs=True)
+    [scan] = chosen.cells
+    assert scan in chosen.int8 and not chosen.skipped
+    x = feeds(model)
+    seen = run(loop_form, x, also=[name for name in chosen.observed if name != "x0"]) | x
+    ranges = {name: Range(float(seen[name].min()), float(seen[name].max())) for name in chosen.observed}
+    looped = qdq.tied(model, chosen, ranges)
+    assert looped and len(set(looped.values())) <= 2  # h and c
+    file = tmp_path / "qdq.onnx"
+    graph.save(qdq.insert_qdq(model, chosen, ranges | looped, TFLITE), file)
+    want, got = run(path, x)["y0"], run(file, x)["y0"]
+    noise = np.square(got - want).mean() / np.square(want).mean()
+    assert 1e-6 < noise < 1e-2

@@ -213,6 +213,7 @@ def _skips(patterns: list[str], engines: list[_Engine]) -> dict[str, dict[str, s
 
 def _ranges(job: Job, flow: dict, engines: list[_Engine], statistics: Statistics) -> dict[str, dict[str, tuple[Range, str]]]:
     """The range of every tensor that an INT8 layer reads or writes, and where it comes from."""
+    from edgekit import qdq
     from edgekit.quant import Numbers, Range
 
     observed = _observe_missing(job, flow, engines, statistics)
@@ -239,6 +240,8 @@ def _ranges(job: Job, flow: dict, engines: list[_Engine], statistics: Statistics
             if readers:
                 both = of_data(engine.name, ends[0]).union(of_data(engine.name, ends[1]))
                 mine.update(dict.fromkeys((*ends, *readers), (both, f"state {ends[0]} = {ends[1]}")))
+        looped = qdq.tied(engine.model, engine.precisions, {tensor: r for tensor, (r, _) in mine.items()})
+        mine.update({tensor: (r, "loop state") for tensor, r in looped.items()})
     return found
 
 
