@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +108,25 @@ class Quant:
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a subgraph knows of one of its tensors."""
+    """One tensor of a subgraph; `data` holds a constant's bytes and is empty for an activation."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    quant: Quant | None
-    is_constant: bool
+    quant: Quant | None = None
+    is_constant: bool = False
+    data: bytes = b""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op of a subgraph. `inputs` and `outputs` are tensor indices."""
+
+    name: str
+    version: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    options: Mapping[str, Any]
 
 
 class Model:
@@ -126,53 +138,48 @@ class Model:
         self.schema = schema
         self.description = description
         self.subgraphs: list[Subgraph] = []
-        self._data: list[bytes] = [b""]  # buffer 0 is empty: the buffer of every activation
-        self._buffer_of: dict[bytes, int] = {}
-        self._codes: list[tuple[str, int]] = []
-        self._code_of: dict[tuple[str, int], int] = {}
+        self._names: set[str] = set()  # unique over all subgraphs, so that a name says which tensor is meant
 
     def subgraph(self, name: str) -> Subgraph:
         made = Subgraph(self, name, len(self.subgraphs))
         self.subgraphs.append(made)
         return made
 
-    def _buffer(self, data: np.ndarray) -> int:
-        """The index of the buffer with these bytes; equal bytes are stored once."""
-        content = np.ascontiguousarray(data).tobytes()
-        if content not in self._buffer_of:
-            self._buffer_of[content] = len(self._data)
-            self._data.append(content)
-        return self._buffer_of[content]
+    def prune(self) -> None:
+        """Drop ops whose results nobody reads, and tensors that no op uses."""
+        for subgraph in self.subgraphs:
+            subgraph._prune()
 
-    def _code(self, op: str, version: int) -> int:
-        key = (op, version)
-        if key not in self._code_of:
-            self._code_of[key] = len(self._codes)
-            self._codes.append(key)
-        return self._code_of[key]
+    def _codes(self) -> list[tuple[str, int]]:
+        """Every (op, version) in use, in order of appearance."""
+        return list(dict.fromkeys((op.name, op.version) for subgraph in self.subgraphs for op in subgraph.ops))
 
     def min_runtime_version(self) -> str:
         """The oldest TensorFlow Lite that knows all ops in the versions used."""
-        return ".".join(map(str, max((_SINCE.get(code, _OLDEST) for code in self._codes), default=_OLDEST)))
+        return ".".join(map(str, max((_SINCE.get(code, _OLDEST) for code in self._codes()), default=_OLDEST)))
 
     def serialize(self) -> bytes:
         """The file's bytes; the same calls give the same bytes."""
         import flatbuffers
 
         schema = self.schema
+        codes = self._codes()
+        # Equal bytes are one buffer. Buffer 0 is empty: that of every activation.
+        contents = dict.fromkeys((b"", *(t.data for subgraph in self.subgraphs for t in subgraph.tensors)))
+        buffers = {content: i for i, content in enumerate(contents)}
         model = schema.ModelT()
         model.version = SCHEMA_VERSION
         model.description = self.description.encode()
-        model.operatorCodes = [self._operator_code(op, version) for op, version in self._codes]
-        model.subgraphs = [subgraph._pack() for subgraph in self.subgraphs]
+        model.operatorCodes = [self._operator_code(op, version) for op, version in codes]
+        model.subgraphs = [subgraph._pack(buffers, {code: i for i, code in enumerate(codes)}) for subgraph in self.subgraphs]
         model.signatureDefs = [self._signature(self.subgraphs[0])]
         metadata = schema.MetadataT()
         metadata.name = b"min_runtime_version"
-        metadata.buffer = len(self._data)
+        metadata.buffer = len(buffers)
         model.metadata = [metadata]
         aligned = _aligned_buffer(schema)
-        model.buffers = [aligned(content) for content in (*self._data, self.min_runtime_version().encode().ljust(16, b"\0"))]
-        builder = flatbuffers.Builder(sum(map(len, self._data)) + (1 << 16))
+        model.buffers = [aligned(content) for content in (*buffers, self.min_runtime_version().encode().ljust(16, b"\0"))]
+        builder = flatbuffers.Builder(sum(map(len, buffers)) + (1 << 16))
         builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
 
@@ -211,9 +218,7 @@ class Subgraph:
         self.tensors: list[Tensor] = []
         self.inputs: dict[str, int] = {}
         self.outputs: dict[str, int] = {}
-        self._buffers: list[int] = []
-        self._ops: list[tuple[str, int, list[int], list[int], Mapping[str, Any]]] = []
-        self._names: set[str] = set()
+        self.ops: list[Op] = []
         self._constants: dict[tuple, int] = {}
 
     def tensor(self, name: str, shape: Sequence[int], dtype: str, data: np.ndarray | None = None, quant: Quant | None = None) -> int:
@@ -222,8 +227,7 @@ class Subgraph:
             raise EdgekitError(f"tensor `{name}`: TFLite tensors of type {dtype} are not written", f"one of {', '.join(TYPES)}")
         if data is not None and (tuple(data.shape) != tuple(shape) or data.dtype != np.dtype(dtype)):
             raise EdgekitError(f"tensor `{name}`: data is {data.dtype} {data.shape}, the tensor is {dtype} {tuple(shape)}")
-        self.tensors.append(Tensor(self._unique(name), tuple(int(d) for d in shape), dtype, quant, data is not None))
-        self._buffers.append(0 if data is None else self.model._buffer(data))
+        self.tensors.append(Tensor(self._unique(name), tuple(int(d) for d in shape), dtype, quant, data is not None, b"" if data is None else np.ascontiguousarray(data).tobytes()))
         return len(self.tensors) - 1
 
     def constant(self, name: str, data: np.ndarray, quant: Quant | None = None) -> int:
@@ -245,28 +249,38 @@ class Subgraph:
         options = dict(options or {})
         if version is None:
             version = op_version(op, [self.tensors[i] if i != OPTIONAL else None for i in inputs], [self.tensors[i] for i in outputs], options)
-        self._ops.append((op, self.model._code(op, version), list(inputs), list(outputs), options))
-
-    @property
-    def ops(self) -> list[tuple[str, list[int], list[int]]]:
-        """(op, inputs, outputs) in execution order."""
-        return [(op, inputs, outputs) for op, _, inputs, outputs, _ in self._ops]
+        self.ops.append(Op(op, version, tuple(inputs), tuple(outputs), options))
 
     def _unique(self, wanted: str) -> str:
         name, i = wanted, 1
-        while name in self._names:
+        while name in self.model._names:
             name, i = f"{wanted};{i}", i + 1
-        self._names.add(name)
+        self.model._names.add(name)
         return name
 
-    def _pack(self) -> Any:
+    def _prune(self) -> None:
+        used = {*self.inputs.values(), *self.outputs.values()}
+        kept = []
+        for op in reversed(self.ops):
+            if used & set(op.outputs):
+                kept.append(op)
+                used.update((*op.inputs, *op.outputs))
+        order = sorted(used - {OPTIONAL})
+        new = {old: i for i, old in enumerate(order)} | {OPTIONAL: OPTIONAL}
+        self.tensors = [self.tensors[old] for old in order]
+        self.ops = [replace(op, inputs=tuple(new[i] for i in op.inputs), outputs=tuple(new[i] for i in op.outputs)) for op in reversed(kept)]
+        self.inputs = {name: new[i] for name, i in self.inputs.items()}
+        self.outputs = {name: new[i] for name, i in self.outputs.items()}
+        self._constants = {key: new[i] for key, i in self._constants.items() if i in new}
+
+    def _pack(self, buffers: Mapping[bytes, int], codes: Mapping[tuple[str, int], int]) -> Any:
         schema = self.model.schema
         packed = schema.SubGraphT()
         packed.name = self.name.encode()
         packed.inputs = np.array(list(self.inputs.values()), np.int32)
         packed.outputs = np.array(list(self.outputs.values()), np.int32)
-        packed.tensors = [self._pack_tensor(t, b) for t, b in zip(self.tensors, self._buffers, strict=True)]
-        packed.operators = [self._pack_op(*op) for op in self._ops]
+        packed.tensors = [self._pack_tensor(tensor, buffers[tensor.data]) for tensor in self.tensors]
+        packed.operators = [self._pack_op(op, codes[op.name, op.version]) for op in self.ops]
         return packed
 
     def _pack_tensor(self, tensor: Tensor, buffer: int) -> Any:
@@ -285,18 +299,18 @@ class Subgraph:
             packed.quantization = quant
         return packed
 
-    def _pack_op(self, op: str, code: int, inputs: list[int], outputs: list[int], options: Mapping[str, Any]) -> Any:
+    def _pack_op(self, op: Op, code: int) -> Any:
         schema = self.model.schema
         packed = schema.OperatorT()
         packed.opcodeIndex = code
-        packed.inputs, packed.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
-        name = _options_class(op)
+        packed.inputs, packed.outputs = np.array(op.inputs, np.int32), np.array(op.outputs, np.int32)
+        name = _options_class(op.name)
         if hasattr(schema.BuiltinOptions, name):
             packed.builtinOptionsType = getattr(schema.BuiltinOptions, name)
             packed.builtinOptions = getattr(schema, f"{name}T")()
-        for field, value in options.items():
+        for field, value in op.options.items():
             if not hasattr(packed.builtinOptions, field):
-                raise EdgekitError(f"{op} has no option `{field}`")
+                raise EdgekitError(f"{op.name} has no option `{field}`")
             setattr(packed.builtinOptions, field, np.array(value, np.int32) if isinstance(value, list | tuple) else value)
         return packed
 
