@@ -7,7 +7,7 @@ on real data and refuses anything else. A target lists those it needs in `rewrit
 Every new tensor comes with one of three words about its range, so that statistics taken once on
 the float graph stay good for every target:
 
-    same_as NAME    it holds the values of NAME, rearranged: it has that tensor's range
+    same_as NAME    it holds the values of NAME, rearranged, some of them several times or beside zeros: it has that tensor's range
     bound LOW HIGH  its range follows from the operator
     observe         nothing is known: observe it, if an INT8 layer turns out to read or write it
 """
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 from edgekit.errors import EdgekitError
 from edgekit.rewrites.arithmetic import clamp_int64, decompose_instance_norm, decompose_layer_norm, pow_to_mul
 from edgekit.rewrites.change import Change
+from edgekit.rewrites.conv3d import conv3d_to_conv2d, conv3d_to_conv2d_taps
+from edgekit.rewrites.gelu import fuse_gelu
 from edgekit.rewrites.layout import conv1d_to_conv2d, linear_to_conv2d, merge_layout_ops
 from edgekit.rewrites.recurrent import rnn_to_scan
 
@@ -54,4 +56,7 @@ REWRITES: Mapping[str, Callable[[ir.Model], list[Change]]] = {
     "linear_to_conv2d": linear_to_conv2d,
     "merge_layout_ops": merge_layout_ops,
     "rnn_to_scan": rnn_to_scan,
+    "conv3d_to_conv2d": conv3d_to_conv2d,
+    "conv3d_to_conv2d_taps": conv3d_to_conv2d_taps,
+    "fuse_gelu": fuse_gelu,
 }
