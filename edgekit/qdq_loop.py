@@ -7,8 +7,9 @@ ONNX a state is float all the same; a backend may keep it in int8.
 
 Two kinds of cell:
 
-    int8    every tensor of the step is int8, c and the gates too
-    float   the products with the weights and h are int8; gates and c are float
+    float   the products with the weights and h are int8; gates and c are float. On CPUs as fast or
+            faster, and 2 to 6 dB nearer to the float net, since c alone would need more than 8 bits
+    int8    every tensor of the step is int8, for what has integer units only
 
 Ranges of the body's tensors are those of the Scan's outputs that calibration saw.
 """
@@ -28,7 +29,7 @@ from .quant import Numbers, Range, Scale, quantize_weight, scale_of, weight_scal
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-CELLS = ("int8", "float")
+CELLS = ("float", "int8")
 
 # What TensorFlow Lite's kernels write, whatever the data; a target's table may say otherwise.
 FIXED = {"Sigmoid": Scale(1 / 256, -128), "Tanh": Scale(1 / 128, 0)}
@@ -54,7 +55,7 @@ class LoopTensors:
     writes: tuple[str, ...]
 
 
-def tensors_of(node: ir.Node, cell: str = "int8") -> LoopTensors:
+def tensors_of(node: ir.Node, cell: str = "float") -> LoopTensors:
     """Names of the tensors outside of `node`, a Scan of a recurrent layer, that its integers depend on."""
     loop = _Loop(node)
     tied, writes = [], []
@@ -73,7 +74,7 @@ def tensors_of(node: ir.Node, cell: str = "int8") -> LoopTensors:
     return LoopTensors(tuple(dict.fromkeys(observed)), tuple(tied), (*reads, loop.states), tuple(writes))
 
 
-def tied_ranges(node: ir.Node, ranges: Mapping[str, Range], cell: str = "int8") -> dict[str, Range]:
+def tied_ranges(node: ir.Node, ranges: Mapping[str, Range], cell: str = "float") -> dict[str, Range]:
     """One range for every group of `tensors_of(node).tied`: the union, with the constants that a state starts at."""
     tensors, found = tensors_of(node, cell), {}
     for k, group in enumerate(tensors.tied):
@@ -89,7 +90,7 @@ def tied_ranges(node: ir.Node, ranges: Mapping[str, Range], cell: str = "int8") 
 
 
 def quantize_scan(
-    node: ir.Node, ranges: Mapping[str, Range], numbers: Numbers, cell: str = "int8", fixed: Mapping[str, Scale] = FIXED
+    node: ir.Node, ranges: Mapping[str, Range], numbers: Numbers, cell: str = "float", fixed: Mapping[str, Scale] = FIXED
 ) -> None:
     """Put Q/DQ into the body of `node`, in place; nothing outside of it changes.
 
