@@ -51,11 +51,11 @@ def check_version(target: Mapping[str, Any]) -> None:
         ToolMissing: Vela is not installed.
         TargetError: names both versions.
     """
-    wanted, installed = str(target["device"]["vela"]), tools.version(TOOL)
+    wanted, installed = str(target["runtime"]["version"]), tools.version(TOOL)
     if installed is None:
         raise tools.missing(TOOL)
     if installed != wanted:
-        raise TargetError(f"{target['name']}: Vela {wanted} is required, {installed} is installed", f"`{install_hint()}`, or correct `device.vela` and `ops` in the target")
+        raise TargetError(f"{target['name']}: Vela {wanted} is required, {installed} is installed", f"`{install_hint()}`, or correct `runtime` and `ops` in the target")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from edgekit.errors import EdgekitError, TargetError, ToolMissing
 from tests.backends.tflite import tiny_tflite
 
 has_vela = pytest.mark.skipif(tools.version(vela.TOOL) is None, reason=f"needs `{vela.install_hint()}`")
-TARGET = {"name": "board", "device": {"vela": "5.2.0"}}
+TARGET = {"name": "board", "runtime": {"name": "Vela", "version": "5.2.0"}}
 
 
 @pytest.fixture
