@@ -120,3 +120,53 @@ def attention_like() -> bytes:
     p32 = net.op("DEQUANTIZE", [p], net.tensor("softmax_float", [1, 64, 64]), schema.DequantizeOptionsT(), version=2)
     y = net.op("SIN", [p32], net.tensor("y", [1, 64, 64]))
     return net.bytes({"x": x}, {"y": y})
+
+
+def product() -> bytes:
+    """a[1, 8, 16], b[1, 8, 16] -> y[1, 8, 8] = a b^T, in INT8 with zero points 0."""
+    net = Net()
+    a, b = (net.tensor(name, [1, 8, 16], INT8, scale=0.05) for name in ("a", "b"))
+    options = _options("BatchMatMulOptionsT", adjY=True)
+    y = net.op("BATCH_MATMUL", [a, b], net.tensor("y", [1, 8, 8], INT8, scale=0.5), options, version=2)
+    return net.bytes({"a": a, "b": b}, {"y": y})
+
+
+def _options(name, **values):
+    made = getattr(schema, name)()
+    for key, value in values.items():
+        setattr(made, key, value)
+    return made
+
+
+_PICTURE, _POOLED, _MEANED = [1, 4, 4, 8], [1, 2, 2, 8], [1, 1, 1, 8]
+_POOL = {"padding": 1, "strideH": 2, "strideW": 2, "filterHeight": 2, "filterWidth": 2}
+# kind: (scales and zero points of the inputs, [shape, scale, zero point] of the output, options, int32 constants, version)
+SINGLE_OPS = {
+    "ADD": ([(0.05, 3), (0.07, -9)], [_PICTURE, 0.1, 0], ("AddOptionsT", {}), [], 2),
+    "SUB": ([(0.05, 3), (0.07, -9)], [_PICTURE, 0.1, 0], ("SubOptionsT", {}), [], 2),
+    "MUL": ([(0.05, 3), (0.07, -9)], [_PICTURE, 0.2, 0], ("MulOptionsT", {}), [], 2),
+    "CONCATENATION": ([(0.05, 3), (0.05, 3)], [[1, 4, 4, 16], 0.05, 3], ("ConcatenationOptionsT", {"axis": 3}), [], 2),
+    "AVERAGE_POOL_2D": ([(0.05, 3)], [_POOLED, 0.05, 3], ("Pool2DOptionsT", _POOL), [], 2),
+    "MAX_POOL_2D": ([(0.05, 3)], [_POOLED, 0.05, 3], ("Pool2DOptionsT", _POOL), [], 2),
+    "MEAN": ([(0.05, 3)], [_MEANED, 0.02, 3], ("ReducerOptionsT", {"keepDims": True}), [[1, 2]], 2),
+    "REDUCE_MAX": ([(0.05, 3)], [_MEANED, 0.05, 3], ("ReducerOptionsT", {"keepDims": True}), [[1, 2]], 2),
+    "LOGISTIC": ([(0.05, 3)], [_PICTURE, 1 / 256, -128], None, [], 2),
+    "TANH": ([(0.02, 3)], [_PICTURE, 1 / 128, 0], None, [], 2),
+    "SOFTMAX": ([(0.05, 3)], [_PICTURE, 1 / 256, -128], ("SoftmaxOptionsT", {"beta": 1.0}), [], 2),
+    "GELU": ([(0.05, 3)], [_PICTURE, 0.03, -100], ("GeluOptionsT", {"approximate": False}), [], 1),
+    "LEAKY_RELU": ([(0.05, 3)], [_PICTURE, 0.04, -60], ("LeakyReluOptionsT", {"alpha": 0.1}), [], 2),
+    "RELU": ([(0.05, 3)], [_PICTURE, 0.03, -128], None, [], 2),
+    "TRANSPOSE": ([(0.05, 3)], [[1, 8, 4, 4], 0.05, 3], ("TransposeOptionsT", {}), [[0, 3, 1, 2]], 2),
+    "PAD": ([(0.05, 3)], [[1, 6, 6, 8], 0.05, 3], ("PadOptionsT", {}), [[[0, 0], [1, 1], [1, 1], [0, 0]]], 2),
+}
+
+
+def single_op(kind: str) -> bytes:
+    """One INT8 op of SINGLE_OPS on pictures [1, 4, 4, 8]."""
+    numbers, (shape, scale, zero_point), options, constants, version = SINGLE_OPS[kind]
+    net = Net()
+    inputs = {f"x{i}": net.tensor(f"x{i}", _PICTURE, INT8, scale=s, zero_point=z) for i, (s, z) in enumerate(numbers)}
+    extra = [net.tensor(f"c{i}", np.shape(values), INT32, values) for i, values in enumerate(constants)]
+    y = net.tensor("y", shape, INT8, scale=scale, zero_point=zero_point)
+    net.op(kind, [*inputs.values(), *extra], y, None if options is None else _options(options[0], **options[1]), version)
+    return net.bytes(inputs, {"y": y})
