@@ -15,7 +15,7 @@ All but the last keep one accumulator per output, which an INT8 engine rounds on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +69,17 @@ class _Conv:
         if auto != "NOTSET":
             pads = _auto_pads(auto, kernel, strides, dilations, sizes)
         return cls(tuple(kernel), strides, dilations, pads[:3], pads[3:], attribute(node, "group", 1))
+
+    def without_unused_taps(self, weight: np.ndarray, t: int, t_out: int) -> tuple[_Conv, np.ndarray]:
+        """The same without the first and last taps that see nothing but padding: of a clip of one frame, a kernel of three sees one."""
+        stride, dilation, before = self.strides[0], self.dilations[0], self.before[0]
+        sees = [any(0 <= i * stride + j * dilation - before < t for i in range(t_out)) for j in range(self.kernel[0])]
+        used = [j for j, sees_frames in enumerate(sees) if sees_frames]
+        if not used or len(used) == len(sees):
+            return self, weight
+        first, last = used[0], used[-1]
+        kernel, padding = (last - first + 1, *self.kernel[1:]), (before - first * dilation, *self.before[1:])
+        return replace(self, kernel=kernel, before=padding), weight[:, :, first : last + 1]
 
     def spatial(self, rows: int = 1) -> dict[str, Any]:
         """The attributes of its 2-D form; `rows`: how many rows stand for each of the picture's."""
@@ -216,14 +227,14 @@ class _Frames:
         weight = constant(node.inputs[1])
         bias = [value for value in node.inputs[2:] if value is not None]
         n, c, t, h, w = shape_of(node.inputs[0])
-        conv = _Conv.of(node, weight.shape[2:], (t, h, w))
         _, o, t_out, h_out, w_out = shape_of(node.outputs[0])
+        conv, weight = _Conv.of(node, weight.shape[2:], (t, h, w)).without_unused_taps(weight, t, t_out)
         shape = (n * t_out, o, h_out, w_out)
         x = self._as_frames(node.inputs[0], node)
         source = node.inputs[0].name
         kt, kh, kw = conv.kernel
         only_time = kh == kw == 1 and conv.strides[1:] == (1, 1) and not any((*conv.before[1:], *conv.after[1:]))
-        if only_time and kt > 1:
+        if only_time and kt > 1 and conv.before[0] >= 0:
             return self._along_time(node, name, x, weight, bias, conv, shape)
 
         taps = [self._tap(node, name, x, conv, j, n, t_out, source) for j in range(kt)]
@@ -246,9 +257,8 @@ class _Frames:
         """Rows h0 of tap 0, h0 of tap 1, .., h1 of tap 0, ..: one depthwise kernel sees a window's rows of every tap."""
         kt, kh, kw = conv.kernel
         frames, c, h, w = shape_of(taps[0])
-        axis = self.edit.constant(f"{name}.row_axis", np.array([3], np.int64))
-        wide = [self._same(self._add(node, "Unsqueeze", [tap, axis], (frames, c, h, 1, w), None, f"{name}/tap{j}_rows"), source) for j, tap in enumerate(taps)]
-        stacked = self._same(self._add(node, "Concat", wide, (frames, c, h, kt, w), {"axis": 3}, f"{name}/rows"), source)
+        # Rows of kt*w values: tap 0's row h, tap 1's row h, ..; read as kt rows of w values.
+        stacked = self._same(self._add(node, "Concat", taps, (frames, c, h, kt * w), {"axis": 3}, f"{name}/rows"), source)
         rows = self._same(self._reshape(node, stacked, (frames, c, h * kt, w), f"{name}/interleaved"), source)
         # [c, 1, kt, kh, kw] -> [c, 1, kh*kt, kw]: kernel row i of tap j is row i*kt + j.
         kernel = weight.transpose(0, 1, 3, 2, 4).reshape(weight.shape[0], 1, kh * kt, kw)
@@ -279,7 +289,7 @@ class _Frames:
             "kernel_shape": [conv.kernel[0], 1],
             "strides": [conv.strides[0], 1],
             "dilations": [conv.dilations[0], 1],
-            "pads": [conv.before[0], 0, conv.after[0], 0],
+            "pads": [conv.before[0], 0, (t_out - 1) * conv.strides[0] + (conv.kernel[0] - 1) * conv.dilations[0] + 1 - t - conv.before[0], 0],
             "group": conv.group,
         }
         y = self._conv2d(node, name, moved, weight.reshape(*weight.shape[:2], conv.kernel[0], 1), bias, attributes, (n, o, t_out, h * w))
@@ -293,9 +303,9 @@ class _Frames:
         """The frames that tap `j` of a kernel sees, [n*t_out, c, h, w]; zeros before the first and after the last."""
         t = shape_of(x)[0] // n
         stride, dilation = conv.strides[0], conv.dilations[0]
-        before = conv.before[0]
-        after = max((t_out - 1) * stride + (conv.kernel[0] - 1) * dilation + 1 - t - before, 0)
-        start = j * dilation
+        before, skipped = max(conv.before[0], 0), max(-conv.before[0], 0)
+        after = max((t_out - 1) * stride + (conv.kernel[0] - 1) * dilation + 1 - t - conv.before[0], 0)
+        start = j * dilation + skipped
         stop = start + (t_out - 1) * stride + 1
         if (start, stop, stride) == (0, t, 1) and not before and not after:
             return x

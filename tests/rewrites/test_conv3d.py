@@ -101,6 +101,17 @@ def test_a_mobilenet_stays_on_frames_from_its_first_layer_to_its_mean(folder, na
         assert graph.count_macs(model) == graph.count_macs(before)
 
 
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("groups, kernel, padding, frames", [(8, 3, 1, 1), (1, 3, 1, 1), (1, (5, 1, 1), (2, 0, 0), 2), (8, 5, 2, 2)])
+def test_taps_that_only_see_padding_are_dropped(folder, name, groups, kernel, padding, frames):
+    conv = nn.Conv3d(8, 8, kernel, padding=padding, groups=groups)
+    before, model = check(folder, Lambda(lambda m, x: m.c(x), c=conv), (1, 8, frames, 6, 7), name=name)
+    macs = sum(graph.count_macs(model).values())
+    assert macs < sum(graph.count_macs(before).values())
+    if frames == 1 and padding == 1:
+        assert macs * 3 == sum(graph.count_macs(before).values()) and op_counts(model) == {"Transpose": 2, "Reshape": 2, "Conv": 1}
+
+
 class Gate(nn.Module):
     """Squeeze and excitation over a whole video."""
 

@@ -42,16 +42,20 @@ def align(ref: Ref, rank: int) -> Ref:
 
 
 def common_order(refs: Sequence[Ref], shape: Sequence[int]) -> Order:
-    """The order of the largest operand, if it has a place for every axis of the result; else the logical order."""
+    """The order of the largest operand, with a place for every axis of the result: a new one stands before the axis that follows it."""
     driver = max(refs, key=lambda ref: math.prod(ref.shape))
-    order = driver.order
+    order = list(driver.order)
     if len(order) > _MOST_AXES:
-        order = tuple(a for a in order if a is not None and shape[a] > 1)
-    if any(d > 1 and i not in order for i, d in enumerate(shape)):
-        order = tuple(range(len(shape)))
-        if len(order) > _MOST_AXES:
-            order = tuple(a for a in order if shape[a] > 1)
-    return order
+        order = [a for a in order if a is not None and shape[a] > 1]
+    for axis in reversed(range(len(shape))):
+        if shape[axis] > 1 and axis not in order:
+            following = [order.index(a) for a in range(axis + 1, len(shape)) if a in order]
+            place = following[0] if following else len(order)
+            if None in order[:place]:  # an axis of length 1 may just as well be this one
+                order[max(i for i in range(place) if order[i] is None)] = axis
+            else:
+                order.insert(place, axis)
+    return tuple(order)
 
 
 def operands(low: Lowering, values: Sequence[ir.Value], rank: int) -> list[Ref | Constant]:

@@ -56,7 +56,10 @@ def _orders_around(x: Ref, shape: tuple[int, ...]) -> tuple[Order, Order]:
         position += len(group[0])
     else:
         if groups is not None:
-            return x.order, tuple(range(len(shape))) if after == sorted(after) else tuple(after)
+            if after == sorted(after):
+                return x.order, tuple(range(len(shape)))
+            # As many axes as before, if that is possible: what an op wants next mostly has as many.
+            return x.order, (*[None] * (len(x.order) - len(after)), *after)
     return tuple(range(len(x.shape))), tuple(range(len(shape)))
 
 
