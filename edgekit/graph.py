@@ -77,7 +77,7 @@ def export_onnx(engine: Engine, path: Path) -> dict[str, Any]:
             input_names=list(engine.inputs),
             output_names=list(engine.outputs),
         )
-    model, log = canonical(path.read_bytes(), f"engine `{engine.name}`")
+    model, log, _ = canonical(path.read_bytes(), f"engine `{engine.name}`")
     for kind, values, want in (("input", model.graph.inputs, engine.inputs), ("output", model.graph.outputs, engine.outputs)):
         got = {value.name: shape_of(value) for value in values}
         if got != {name: tuple(shape) for name, shape in want.items()}:
@@ -86,7 +86,7 @@ def export_onnx(engine: Engine, path: Path) -> dict[str, Any]:
     return log
 
 
-def canonical(exported: bytes, where: str) -> tuple[ir.Model, dict[str, Any]]:
+def canonical(exported: bytes, where: str) -> tuple[ir.Model, dict[str, Any], dict[str, dict[str, str]]]:
     """A graph as all stages want it: simplified, tidy, renamed, and proven to compute what it did.
 
     onnxsim first: it folds what hangs on constants and shapes, with ONNX Runtime. Its graph optimizer stays
@@ -99,7 +99,7 @@ def canonical(exported: bytes, where: str) -> tuple[ir.Model, dict[str, Any]]:
 
     Returns:
         the model, and {"nodes": {"exported", "simplified", "final"}, "onnxsim": "used" or why not,
-        "max_abs" on random inputs against the graph as exported, "largest_output"}.
+        "max_abs" on random inputs against the graph as exported, "largest_output"}, and `rename`'s map.
 
     Raises:
         EdgekitError: `tidy` changes what the graph computes.
@@ -109,20 +109,20 @@ def canonical(exported: bytes, where: str) -> tuple[ir.Model, dict[str, Any]]:
 
     proto = onnx.load_from_string(exported)
     nodes = {"exported": len(proto.graph.node)}
-    want = _on_random_inputs(exported)
-    simplified, fault = _simplified(proto)
-    for source in (simplified, proto):
+    want = on_random_inputs(exported)
+    folded, fault = simplified(proto)
+    for source in (folded, proto):
         if source is None:
             continue
         model = ir.from_proto(source)
         tidy(model)
-        rename(model)
+        names = rename(model)
         model.ir_version = IR_VERSION
-        max_abs, largest = _difference(want, _on_random_inputs(ir.to_proto(model).SerializeToString()))
+        max_abs, largest = difference(want, on_random_inputs(ir.to_proto(model).SerializeToString()))
         if max_abs <= PROOF_TOLERANCE * largest:  # NaN fails; no floor, since an untrained net's outputs may all be 1e-9
-            nodes |= {"simplified": len((simplified or proto).graph.node), "final": len(model.graph)}
-            return model, {"nodes": nodes, "onnxsim": fault or "used", "max_abs": max_abs, "largest_output": largest}
-        if source is simplified:
+            nodes |= {"simplified": len((folded or proto).graph.node), "final": len(model.graph)}
+            return model, {"nodes": nodes, "onnxsim": fault or "used", "max_abs": max_abs, "largest_output": largest}, names
+        if source is folded:
             fault = f"not used: outputs change by {max_abs:.3g} (max_abs), the largest is {largest:.3g}"
             note(f"{where}: onnxsim {fault}")
     raise EdgekitError(
@@ -130,19 +130,19 @@ def canonical(exported: bytes, where: str) -> tuple[ir.Model, dict[str, Any]]:
     )
 
 
-def _simplified(proto: onnx.ModelProto) -> tuple[onnx.ModelProto | None, str | None]:
+def simplified(proto: onnx.ModelProto) -> tuple[onnx.ModelProto | None, str | None]:
     """(the graph without what constants and shapes decide, None), or (None, why onnxsim would not)."""
     import onnxsim
 
     try:
-        simplified, _ = onnxsim.simplify(proto, perform_optimization=False, certify=False)
+        folded, _ = onnxsim.simplify(proto, perform_optimization=False, certify=False)
     # Errors of its C++ core come as RuntimeError, ValueError or types of its own; whichever it is, the graph is taken as exported.
     except Exception as error:
         return None, f"not used: {type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-    return simplified, None
+    return folded, None
 
 
-def _on_random_inputs(model: bytes) -> list[np.ndarray]:
+def on_random_inputs(model: bytes) -> list[np.ndarray]:
     """Outputs for normally distributed inputs, the same for every form of a graph."""
     import onnxruntime as ort
 
@@ -156,7 +156,7 @@ def _on_random_inputs(model: bytes) -> list[np.ndarray]:
     return session.run(None, {value.name: rng.standard_normal(value.shape, np.float32) for value in session.get_inputs()})
 
 
-def _difference(want: list[np.ndarray], got: list[np.ndarray]) -> tuple[float, float]:
+def difference(want: list[np.ndarray], got: list[np.ndarray]) -> tuple[float, float]:
     """(largest absolute difference, largest absolute value); NaN unless both are finite in the same places."""
     worst = largest = 0.0
     for a, b in zip(want, got, strict=True):
@@ -285,13 +285,18 @@ def _drop_no_ops(model: ir.Model) -> bool:
     return changed
 
 
-def rename(model: ir.Model) -> None:
+def rename(model: ir.Model) -> dict[str, dict[str, str]]:
     """Give every node and tensor a unique name of [A-Za-z0-9_./-], from the module's path where there is one.
 
     Graph inputs and outputs keep their names. A node's name is the module's path and its op
     (`encoder/layers.0/attention/q_proj/MatMul`; a second call of the module counts up), a tensor's is its node's with `_out`, a weight's
     its node's with the ONNX input's name.
+
+    Returns:
+        {"nodes": {new name: old}, "tensors": {new: old}}, without those that had no name.
     """
+    nodes = [(node, node.name) for node in model.graph]
+    tensors = [(value, value.name) for value in (*model.graph.inputs, *model.graph.initializers.values(), *(v for n in model.graph for v in n.outputs))]
     ports = [value.name for value in (*model.graph.inputs, *model.graph.outputs)]
     taken = set(ports)
 
@@ -317,6 +322,7 @@ def rename(model: ir.Model) -> None:
         uses = list(value.uses())
         node, index = (uses[0].node, uses[0].idx) if uses else (None, 0)
         value.name = unique(f"{node.name}.{_input_name(node.op_type, index)}" if node else "unused")
+    return {"nodes": {n.name: old for n, old in nodes if n.name and old}, "tensors": {v.name: old for v, old in tensors if v.name and old}}
 
 
 def _short_path(scope: str) -> str:

@@ -97,8 +97,8 @@ def make_plan(recipe: Recipe, cache: Cache) -> Plan:
 
 def make_drafts(recipe: Recipe, target: Target) -> dict[str, Draft]:
     """Every stage's reading of the recipe, so that a missing data set is found before any training."""
-    if recipe.load.model not in models.MODELS:
-        hint = suggestion(recipe.load.model, list(models.MODELS))
+    if not models.is_known(recipe.load.model):
+        hint = suggestion(recipe.load.model, models.names())
         raise RecipeError(f"{recipe.where('load.model')}: unknown model `{recipe.load.model}`", hint)
     try:
         return {name: _draft(name, recipe, target) for name in stages.STAGES}

@@ -61,7 +61,7 @@ def test_the_name_defaults_to_the_file(workspace):
         ("gates.mae={max_increase: -1}", "`gates.mae.max_increase` must be at least 0", None),
         ("name=../../etc", "`name` must be text like", None),
         ("name=", "`name` must be text, got nothing", None),
-        ("load.checkpoint=", "`load.checkpoint` must be text, got nothing", None),
+        ("load.checkpoint=", "`load.checkpoint` is missing", None),
         ("load.model=", "`load.model` must be text", None),
         ("verify=", "`verify` must be keys and values, got nothing", None),
     ],

@@ -12,13 +12,23 @@ A model is a module with
     engines(module, cfg) -> list[Engine]
     prune_groups(module, cfg) -> list[Group]
     train_forward(module, batch) -> dict of tensors [n]
+
+and, if it likes, OPTIONAL_KEYS (weights that a checkpoint may lack), UNPRUNABLE ({layer: why}),
+for_training(module) and towers(module).
+
+It is ours (MODELS), of an installed package (entry points of the group `edgekit.models`, see
+`plugins.py`), or what a user's `package.module:factory` returns: the same, or a `Foreign`.
+docs/models.md tells how to bring one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
+from .. import plugins
 from ..document import suggestion
 from ..errors import RecipeError
 
@@ -31,17 +41,48 @@ CONFIG_NAMES = {
     "mhlt": ("default", "small", "tiny"),
     "tiny": ("default", "tiny"),
 }
+GROUP = "edgekit.models"
+PROTOCOL = (
+    "CONFIGS", "Config", "build", "fold", "normalize_keys", "io_spec", "preprocess_spec", "flow", "engines", "prune_groups", "train_forward",
+)  # fmt: skip
 
 
-def get(name: str) -> ModuleType:
-    """The model module called `name`.
+def __getattr__(name: str) -> Any:
+    """`edgekit.models.Foreign`, without torch for those who only look a name up."""
+    if name == "Foreign":
+        return import_module("edgekit.models.foreign").Foreign
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def names() -> list[str]:
+    """Every registered model, ours first."""
+    return plugins.names(GROUP, MODELS)
+
+
+def is_known(name: str) -> bool:
+    """Whether `load.model` can mean something: a registered name, `package.module:factory` or an .onnx file."""
+    return ":" in name or name.lower().endswith(".onnx") or name in names()
+
+
+def get(name: str, code: Mapping[str, str] | None = None, config_name: str = "default") -> ModuleType:
+    """The model called `name`: a module, or an object with the same attributes.
+
+    Args:
+        code: what a float model's `model.json` says of the code it needs, see `code.py`.
+        config_name: handed to a user's factory.
 
     Raises:
         RecipeError: no such model; the message lists those there are.
+        UsageError, ToolMissing: two packages give it, or its package is broken.
     """
-    if name not in MODELS:
-        raise RecipeError(f"`load.model`: unknown model `{name}`", suggestion(name, sorted(MODELS)))
-    return import_module(MODELS[name])
+    if ":" in name:
+        from . import foreign
+
+        return foreign.definition(name, (code or {}).get("sha256", ""), config_name)  # type: ignore[return-value]
+    module = plugins.load(GROUP, name, MODELS, PROTOCOL)
+    if module is None:
+        raise RecipeError(f"`load.model`: unknown model `{name}`", suggestion(name, names()))
+    return module
 
 
 def require_config(name: str, config_name: str) -> None:
@@ -55,13 +96,13 @@ def require_config(name: str, config_name: str) -> None:
         raise RecipeError(f"`load.config`: model `{name}` has no configuration `{config_name}`", suggestion(config_name, known))
 
 
-def config(name: str, config_name: str):
+def config(name: str, config_name: str, code: Mapping[str, str] | None = None):
     """The named configuration of a model.
 
     Raises:
         RecipeError: no such configuration; the message lists those there are.
     """
-    configs = get(name).CONFIGS
+    configs = get(name, code, config_name).CONFIGS
     if config_name not in configs:
         raise RecipeError(f"`load.config`: model `{name}` has no configuration `{config_name}`", suggestion(config_name, list(configs)))
     return configs[config_name]

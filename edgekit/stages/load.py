@@ -1,4 +1,4 @@
-"""load: a trained checkpoint, whatever its spelling, becomes a float model's directory."""
+"""load: a trained checkpoint, whatever its spelling, or an ONNX file, becomes a float model's directory."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .. import models
+from .. import models, plugins
 from ..artifact import FileSource, Source
 from ..errors import CheckpointError
-from ..float_model import save_float_model
-from ..models import checkpoint
+from ..float_model import save_float_model, save_onnx_model
+from ..models import checkpoint, code
 from . import Job
 
 if TYPE_CHECKING:
@@ -18,33 +18,60 @@ if TYPE_CHECKING:
     from ..target import Target
 
 NEEDS: tuple[str, ...] = ()
-SEMANTICS = 2  # 2: io.json gives engine inputs the unit of the flow's tensor
-TOOLS = ("torch", "onnx", "transformers")
+SEMANTICS = 3  # 2: io.json gives engine inputs the unit of the flow's tensor. 3: onnxsim before counting
+TOOLS = ("torch", "onnx", "onnx_ir", "onnxsim", "onnxruntime", "transformers")
 
 
 def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Source]]:
-    models.require_config(recipe.load.model, recipe.load.config)
+    name = recipe.load.model
+    if recipe.load.is_onnx:
+        inputs = {key: value.model_dump(mode="json", exclude_none=True) for key, value in (recipe.load.inputs or {}).items()}
+        return {"onnx": True, "inputs": inputs}, {"model": FileSource(recipe.file("load.model"))}
+    models.require_config(name, recipe.load.config)
+    spec: dict[str, Any] = {"model": name, "config": recipe.load.config}
+    files: dict[str, Source] = {}
+    if ":" in name:
+        files["code"] = FileSource(code.find(name, recipe.dir).path)
+    elif (plugin := plugins.find(models.GROUP, name, models.MODELS)) is not None:
+        spec["distribution"] = f"{plugin.distribution} {plugin.version}"
     path = recipe.file("load.checkpoint")
-    files: dict[str, Source] = {"checkpoint": FileSource(path)}
+    files["checkpoint"] = FileSource(path)
     # `x.safetensors` may have `x.json` beside it, which says how it was trained.
     provenance = path.with_suffix(".json")
     if provenance.is_file():
         files["provenance"] = FileSource(provenance)
-    return {"model": recipe.load.model, "config": recipe.load.config}, files
+    return spec, files
 
 
 def run(job: Job) -> None:
-    definition = models.get(job.spec["model"])
-    config = models.config(job.spec["model"], job.spec["config"])
+    if job.spec.get("onnx"):
+        _run_onnx(job)
+        return
+    name, config_name = job.spec["model"], job.spec["config"]
+    origin = {"sha256": job.files["code"].digest()} if "code" in job.files else {key: job.spec[key] for key in ("distribution",) if key in job.spec}
+    definition = models.get(name, origin, config_name)
+    config = models.config(name, config_name, origin)
     source = cast(FileSource, job.files["checkpoint"])
     path = source.path
     module = definition.fold(definition.build(config)).eval()
     state = definition.normalize_keys(checkpoint.read_state(path), config)
-    unused = checkpoint.load_into(module, state, path, definition.OPTIONAL_KEYS)
+    unused = checkpoint.load_into(module, state, path, getattr(definition, "OPTIONAL_KEYS", ()))
+    if unused and "code" in job.files:
+        raise CheckpointError(f"{path}: `{name}` has no use for {len(unused)} of the weights, first `{unused[0]}`", "check `load.config`; or rename and drop keys in `normalize_keys` of a whole definition")
     provenance: dict[str, Any] = {"checkpoint_sha256": source.digest(), "unused_keys": unused}
     if "provenance" in job.files:
         provenance["training"] = _training(cast(FileSource, job.files["provenance"]).path, source.digest())
-    save_float_model(job.out, module, job.spec["model"], config, job.spec["config"], provenance, pruned=False)
+    save_float_model(job.out, module, name, config, config_name, provenance, pruned=False, code=origin)
+
+
+def _run_onnx(job: Job) -> None:
+    """An ONNX file in place of a checkpoint and the code around it."""
+    from ..models import onnx_file, ports
+
+    source = cast(FileSource, job.files["model"])
+    file = onnx_file.read(source.path, job.spec["inputs"])
+    wiring = ports.wire(file.inputs, file.outputs, {file.ours[name]: text for name, text in job.spec["inputs"].items()}, str(source.path))
+    save_onnx_model(job.out, file, wiring, {"checkpoint_sha256": source.digest(), "onnx": file.provenance})
 
 
 def _training(path: Path, checkpoint_sha256: str) -> dict[str, Any]:

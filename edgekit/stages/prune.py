@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 NEEDS: tuple[str, ...] = ("load",)
 SEMANTICS = 1
-TOOLS = ("torch", "torch-pruning", "transformers", "onnx")
+TOOLS = ("torch", "torch-pruning", "transformers", "onnx", "onnxsim", "onnxruntime")
 
 # Enough to rank units: 67 and 134 clips put a layer's units in the same order (rank correlation
 # 0.98, median over the groups of MHLT small).
@@ -56,13 +56,13 @@ def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Sour
 
 def run(job: Job) -> None:
     if job.spec.get("none"):
-        for file in sorted(job.inputs["load"].iterdir()):
-            shutil.copyfile(file, job.out / file.name)
+        shutil.copytree(job.inputs["load"], job.out, dirs_exist_ok=True, copy_function=shutil.copyfile)
         return
     # Imported here: they need numpy, and a plan of a warm cache must not.
     from edgekit.float_model import FloatModel, save_float_model
 
     original = FloatModel.open(job.inputs["load"])
+    _require_training(original, job.spec)
     module = original.module()
     groups = _groups(original, module, job.spec)
     cut = _cut(job, original, module, groups)
@@ -71,7 +71,7 @@ def run(job: Job) -> None:
     if "finetune" in job.spec:
         pruned = _finetuned(job, original, pruned, teacher=module)
     config_name, provenance = original.meta["config_name"], original.meta["provenance"]
-    save_float_model(job.out, pruned, original.meta["model"], original.config, config_name, provenance, pruned=True)
+    save_float_model(job.out, pruned, original.meta["model"], original.config, config_name, provenance, pruned=True, code=original.meta.get("code"))
 
     before, after = original.meta, read_json(job.out / "model.json")
     got = after["macs"] / before["macs"]
@@ -89,6 +89,22 @@ def run(job: Job) -> None:
             "finetune": job.spec.get("finetune"),
         },
     )
+
+
+def _require_training(original: FloatModel, spec: dict[str, Any]) -> None:
+    """Refuse what needs gradients of a model that does not say how it is trained.
+
+    Raises:
+        RecipeError: with the key of the recipe that asks for it.
+    """
+    if original.model.train_forward is not None:
+        return
+    for key, is_asked, way_out in (
+        ("prune.finetune", "finetune" in spec, "drop `prune.finetune`"),
+        ("prune.importance", spec["importance"] == "taylor", "use `importance: magnitude`"),
+    ):
+        if is_asked:
+            raise RecipeError(f"`{key}`: model `{original.meta['model']}` came without `train_forward`, so it cannot be trained", f"give one, or {way_out}")
 
 
 def _groups(original: FloatModel, module: nn.Module, spec: dict[str, Any]) -> list[Group]:
@@ -187,6 +203,7 @@ def _finetuned(job: Job, original: FloatModel, pruned: nn.Module, teacher: nn.Mo
     wish = job.spec["finetune"]
     schedule = training.Schedule(epochs=wish["epochs"], batch=FINETUNE_BATCH, lr=wish.get("lr", FINETUNE_LR), distill=wish["distill"])
     data = cast(Dataset, job.files["data"])
-    pruned = original.model.for_training(pruned)
+    if hasattr(original.model, "for_training"):
+        pruned = original.model.for_training(pruned)
     tuned = training.finetune(pruned, teacher, original.model.train_forward, data, original.preprocess, schedule, job.scratch)
     return tuned.eval()

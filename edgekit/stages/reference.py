@@ -8,7 +8,6 @@ its own preprocessing and engines with.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from edgekit.artifact import Source, hash_file
@@ -53,11 +52,11 @@ def run(job: Job) -> None:
 
     data = cast(Dataset, job.files["data"])
     original, pruned = FloatModel.open(job.inputs["load"]), FloatModel.open(job.inputs["prune"])
-    is_pruned = hash_file(job.inputs["load"] / "model.safetensors") != hash_file(job.inputs["prune"] / "model.safetensors")
+    is_pruned = hash_file(original.weights) != hash_file(pruned.weights)
     if not is_pruned:
         note("nothing was pruned: the float model runs once")
     models = {"pruned": pruned, **({"original": original} if is_pruned else {})}
-    sessions = {name: _sessions(model) for name, model in models.items()}
+    sessions = {name: model.sessions() for name, model in models.items()}
 
     rows: dict[str, list] = {}
     tags = []
@@ -111,12 +110,6 @@ def _default_metrics() -> dict[str, Any]:
     from edgekit.metrics import METRICS
 
     return {name: METRICS[name] for name in DEFAULT_METRICS}
-
-
-def _sessions(model: FloatModel) -> dict[str, Any]:
-    from edgekit.float_model import torch_session
-
-    return {engine.name: torch_session(engine) for engine in model.engines()}
 
 
 def _predict(model: FloatModel, sessions: dict[str, Any], inputs: Arrays, clip_id: str, name: str) -> Arrays:
@@ -213,5 +206,4 @@ def _longer(clip: Clip, n_frames: int, n_samples: int) -> Clip:
 
 
 def _size(model: FloatModel) -> dict[str, Any]:
-    path: Path = model.directory / "model.safetensors"
-    return {"parameters": model.meta["parameters"], "macs": model.meta["macs"], "bytes": path.stat().st_size}
+    return {"parameters": model.meta["parameters"], "macs": model.meta["macs"], "bytes": model.weights.stat().st_size}

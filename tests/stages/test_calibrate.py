@@ -30,7 +30,7 @@ def root(tmp_path_factory):
 
 def test_it_leaves_a_canonical_graph_and_statistics(root):
     files = {str(p.relative_to(root / "calibrate")) for p in (root / "calibrate").rglob("*") if p.is_file()}
-    assert files == {"engines/encoder/float.onnx", "engines/cell/float.onnx", "stats.json", "stats.npz"}
+    assert files == {"engines/encoder/float.onnx", "engines/cell/float.onnx", "export.json", "stats.json", "stats.npz"}
 
 
 def test_histograms_hold_every_value_of_every_step(root):
