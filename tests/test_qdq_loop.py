@@ -153,6 +153,11 @@ def test_sigmoid_and_tanh_write_on_their_kernels_grids(folder):
     assert found == {"Sigmoid": {(1 / 256, -128)}, "Tanh": {(1 / 128, 0)}}
 
 
+def test_a_kernels_scale_that_cuts_off_half_of_tanh_is_refused(folder):
+    with pytest.raises(EdgekitError, match="Tanh on scale 0.0078125, zero point 0 in uint8 reaches from 0 to 1"):
+        net(folder, "gru").quantized("int8", fixed={**qdq_loop.FIXED, "Tanh": Scale(1 / 128, 0, "uint8")})
+
+
 def test_no_bits_are_spent_where_a_gate_is_shut_anyway(folder):
     made = net(folder, "lstm")
     wide = {**made.ranges, "rnn/gates_all": Range(-40.0, 40.0)}
