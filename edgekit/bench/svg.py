@@ -1,0 +1,96 @@
+"""Line charts as SVG, written by hand: a benchmark needs no plotting library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+# Okabe and Ito's colours, which color-blind readers can tell apart; dashes tell lines apart in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+DASHES = ("", "7 4", "2 3", "9 3 2 3", "1 2", "12 4")
+WIDTH, HEIGHT = 420, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 34, 40
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: x on a logarithmic axis with a tick at every x, y linear from 0.
+
+    Attributes:
+        title: what y is, with its unit.
+        lines: {name: [(x, y)]}, x ascending.
+        failed: {name: x where the line's method gave up}, drawn as a cross at the top.
+    """
+
+    title: str
+    x_title: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+    failed: Mapping[str, float] = field(default_factory=dict)
+
+
+def write_panels(panels: Sequence[Panel], path: Path) -> None:
+    """Write the panels side by side, with one legend for all."""
+    names = list(dict.fromkeys(name for panel in panels for name in (*panel.lines, *panel.failed)))
+    style = {name: (COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]) for i, name in enumerate(names)}
+    width, height = WIDTH * len(panels), HEIGHT + 26
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="sans-serif" font-size="12" fill="#222">',
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+    ]
+    for i, panel in enumerate(panels):
+        parts += [f'<g transform="translate({i * WIDTH} 0)">', *_panel(panel, style), "</g>"]
+    parts += _legend(style)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
+
+
+def ticks(high: float) -> list[float]:
+    """0 and up to five round numbers, the last at or above `high`."""
+    if high <= 0:
+        return [0.0, 1.0]
+    raw = high / 4
+    base = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * base for m in (1, 2, 2.5, 5, 10) if m * base >= raw * (1 - 1e-9))
+    return [round(i * step, 12) for i in range(math.ceil(high / step - 1e-9) + 1)]
+
+
+def _panel(panel: Panel, style: Mapping[str, tuple[str, str]]) -> Iterable[str]:
+    xs = sorted({x for line in panel.lines.values() for x, _ in line} | set(panel.failed.values()))
+    marks = ticks(max((y for line in panel.lines.values() for _, y in line), default=0))
+    low, high = math.log(xs[0]), math.log(xs[-1])
+    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+
+    def at_x(x: float) -> float:
+        return _LEFT + (right - _LEFT) * ((math.log(x) - low) / (high - low) if high > low else 0.5)
+
+    def at_y(y: float) -> float:
+        return bottom - (bottom - _TOP) * y / marks[-1]
+
+    yield f'<text x="{_LEFT}" y="20" font-weight="bold">{escape(panel.title)}</text>'
+    for mark in marks:
+        yield f'<line x1="{_LEFT}" y1="{at_y(mark):.1f}" x2="{right}" y2="{at_y(mark):.1f}" stroke="#ddd"/>'
+        yield f'<text x="{_LEFT - 6}" y="{at_y(mark) + 4:.1f}" text-anchor="end">{mark:g}</text>'
+    for x in xs:
+        yield f'<text x="{at_x(x):.1f}" y="{bottom + 17}" text-anchor="middle">{x:g}</text>'
+    yield f'<text x="{(_LEFT + right) / 2:.1f}" y="{bottom + 33}" text-anchor="middle">{escape(panel.x_title)}</text>'
+    for name, line in panel.lines.items():
+        colour, dash = style[name]
+        points = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in line)
+        yield f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+        for x, y in line:
+            yield f'<circle cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3" fill="{colour}"><title>{escape(name)}: {y:.3g}</title></circle>'
+    for name, x in panel.failed.items():
+        cx, cy = at_x(x), at_y(marks[-1])
+        yield f'<path d="M{cx - 5:.1f} {cy - 5:.1f}l10 10m0 -10l-10 10" stroke="{style[name][0]}" stroke-width="2"><title>{escape(name)}: failed</title></path>'
+
+
+def _legend(style: Mapping[str, tuple[str, str]]) -> Iterable[str]:
+    x = float(_LEFT)
+    for name, (colour, dash) in style.items():
+        yield f'<line x1="{x:.0f}" y1="{HEIGHT + 10}" x2="{x + 26:.0f}" y2="{HEIGHT + 10}" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+        yield f'<text x="{x + 32:.0f}" y="{HEIGHT + 14}">{escape(name)}</text>'
+        x += 60 + 7 * len(name)
