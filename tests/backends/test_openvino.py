@@ -101,6 +101,7 @@ def test_shipped_targets_are_served(name):
         (("device", "precision_hint"), "f16", "precision_hint"),
         (("device", "precision_hint"), "bf16", "floats"),
         (("device", "max_cpu_isa"), "AVX2", "max_cpu_isa"),
+        (("device", "recurrent_weights"), "int8", "recurrent_weights"),
         (("ops", "LSTM", "int8"), True, "LSTM"),
         (("ops", "GRU", "int8"), True, "GRU"),
         (("ops", "MatMul.activations", "int8"), True, "symmetric"),
@@ -175,6 +176,24 @@ def test_weights_stay_int8(tmp_path):
     engine, _ = quantized(tmp_path, Lambda(lambda m, x: m.c(x), c=nn.Conv2d(64, 64, 3)), (1, 64, 8, 8))
     size = (compiled(tmp_path, engine) / "model.bin").stat().st_size
     assert 64 * 64 * 9 < size < 1.1 * 64 * 64 * 9
+
+
+@needs_openvino
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_weights_are_stored_in_half_beside_int8_layers_only(tmp_path, kind):
+    engine, x = quantized(tmp_path, Lambda(lambda m, x: m.fc(m.rnn(x)[0]), rnn=kind(32, 64, batch_first=True), fc=nn.Linear(64, 4)), (1, 5, 32))
+    sizes, off = {}, {}
+    for stored in ("float32", "float16"):
+        target = {**TARGET, "device": {"recurrent_weights": stored}}
+        for name, kit in (("int8", engine), ("float", engine.as_float())):
+            folder = compiled(tmp_path / stored / name, kit, target)
+            sizes[stored, name] = (folder / "model.bin").stat().st_size
+            off[stored, name] = compare(simulated(kit, x), backend.open(folder, target, threads=1)(x))["y0"].sqnr_db
+    assert sizes["float16", "float"] == sizes["float32", "float"]
+    gates = {nn.LSTM: 4, nn.GRU: 3}[kind]
+    assert sizes["float32", "int8"] - sizes["float16", "int8"] == 2 * gates * 64 * (32 + 64)
+    assert off["float32", "int8"] > 90 and off["float16", "float"] > 90
+    assert 50 < off["float16", "int8"] < 90  # float16 alone is about 70; where it tips the rounding before `fc`, one step of INT8 is off
 
 
 @needs_openvino
@@ -255,7 +274,7 @@ def test_recurrent_layers_of_two_directions_are_found(tmp_path, kind):
     folder = compiled(tmp_path, engine)
     name = kind.__name__
     assert backend.coverage(folder, engine, TARGET) == {f"rnn/{name}": "fp32", f"rnn/{name}_1": "fp32", "fc/Gemm": "int8"}
-    assert compare(simulated(engine, x), backend.open(folder, TARGET, threads=1)(x))["y0"].sqnr_db > 90
+    assert compare(simulated(engine, x), backend.open(folder, TARGET, threads=1)(x))["y0"].sqnr_db > 55  # float16 weights
 
 
 @needs_openvino
