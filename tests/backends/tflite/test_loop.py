@@ -170,6 +170,18 @@ def test_an_int8_loop_is_its_simulation_and_does_not_drift(tmp_path, kind, layer
     assert sqnr_db(want[:, :, -50:], got[:, :, -50:]) > sqnr_db(want, got) - 2
 
 
+@pytest.mark.skipif(tools.version(side.ARM64) is None, reason=f"needs qemu-user and `{tools.install_hint(side.ARM64)}`")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cell", ["int8", "float"])
+def test_arm64_runs_the_loop_too(tmp_path, kind, cell):
+    steps = 40
+    path = rewritten(tmp_path, Lambda(lambda m, x: m.rnn(x)[0], rnn=recurrent(kind, bidirectional=True)), (1, steps, IN))
+    integers = quantized(path, [{"x0": x} for x in sequences(4, steps)], cell)
+    fed = {"x0": sequences(1, steps, seed=11)[0]}
+    with side.open(write(integers), 1, tool=side.ARM64) as call:
+        assert sqnr_db(onnxruntime.simulate(integers, 1)(fed)["y0"], call(fed)["y0"]) > 30
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cell, inside", [("int8", {"int8", "int32"}), ("float", {"int8", "int32", "float32"})])
 def test_what_goes_round_is_int8(tmp_path, kind, cell, inside):
