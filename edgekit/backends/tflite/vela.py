@@ -136,10 +136,15 @@ def _run(model: Path, work: Path, chosen: Mapping[str, str], python: list[str], 
 def _placement(original: Path, compiled: Path) -> dict[str, str]:
     """{output tensor of an op of `original`: where it went}.
 
-    Tensors are told apart by name. One name in two subgraphs counts as the CPU's if one of them is.
+    Raises:
+        EdgekitError: tensors cannot be told apart by name.
     """
-    kept = {name for names in _outputs(compiled) for name in names}
-    return {names[0]: CPU if names[0] in kept else NPU for names in _outputs(original)}
+    ours = [names[0] for names in _outputs(original)]
+    kept = {names[0] for names in _outputs(compiled)}
+    strange = sorted(kept - set(ours)) or sorted({name for name in ours if ours.count(name) > 1})
+    if strange:
+        raise EdgekitError(f"{original}: cannot tell where Vela placed the op that writes `{strange[0]}`", "give every tensor of the model a name of its own")
+    return {name: CPU if name in kept else NPU for name in ours}
 
 
 def _outputs(model: Path) -> list[list[str]]:

@@ -85,6 +85,15 @@ def test_it_has_a_time_limit(model, tmp_path, monkeypatch):
         vela.compile(model, tmp_path / "out", timeout_s=0.5)
 
 
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    net = tiny_tflite.Net()
+    x = net.tensor("x", [1, 8])
+    y = net.op("SIN", [net.op("SIN", [x], net.tensor("same", [1, 8]))], net.tensor("same", [1, 8]))
+    (tmp_path / "twice.tflite").write_bytes(net.bytes({"x": x}, {"y": y}))
+    with pytest.raises(EdgekitError, match=r"twice\.tflite: cannot tell where Vela placed the op that writes `same`"):
+        vela._placement(tmp_path / "twice.tflite", tmp_path / "twice.tflite")
+
+
 def test_helpers_of_an_op_count_towards_it(tmp_path):
     """Vela makes several operations of one of ours, and says of each what it comes from."""
     table = ["Original Operator,Op Cycles,Name", "Conv2D,10,a", "Conv2D,1,a", "Softmax,2,p_0", "Softmax,3.7,p_1", "Softmax,4,p", "Sin,0,y", "Conv2D,5,b"]
