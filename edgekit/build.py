@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,14 +70,16 @@ def build(recipe: str | Path | Recipe, overrides: Iterable[str] = (), cache_root
     return Result(recipe.name, bundle, archive, report, tuple(ran), {name: entry.out for name, entry in done.items()})
 
 
-def run_stages(recipe: Recipe, cache: Cache) -> tuple[dict[str, Entry], list[str]]:
-    """All stages in order; (their entries, the names of those that ran)."""
+def run_stages(recipe: Recipe, cache: Cache, only: Container[str] = stages.STAGES) -> tuple[dict[str, Entry], list[str]]:
+    """All stages in order, or `only` some; (their entries, the names of those that ran)."""
     target = targets.load_target(recipe.target, recipe.dir)
     drafts = make_drafts(recipe, target)
     done: dict[str, Entry] = {}
     ran: list[str] = []
     try:
         for name, draft in drafts.items():
+            if name not in only:
+                continue
             done[name], did_run = reuse_or_run(draft, done, cache)
             ran += [name] if did_run else []
             if name == "load":

@@ -219,6 +219,29 @@ def train(recipe: Annotated[list[str], typer.Argument(metavar="TRAINING|KEY.PATH
 
 
 @command(app)
+def bench(recipe: OneRecipeAndOverrides, threads: Annotated[int, typer.Option(help="CPU threads of everything measured.", min=1)] = 2,
+          runs: Annotated[int, typer.Option(help="Interleaved runs; the median counts.", min=1)] = 5,
+          random_weights: Annotated[bool, typer.Option("--random-weights", help="Seeded random weights instead of the checkpoint: speed only.")] = False,
+          cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
+    """Time a recipe's artifact on this machine against torch, ONNX Runtime and its runtime's own float and INT8."""
+    from edgekit import console
+    from edgekit.bench import latency
+    from edgekit.recipe import load_recipe
+
+    progress.set_quiet(quiet or as_json)
+    path, overrides = _one(*_split(recipe))
+    loaded = load_recipe(path, overrides, cache)
+    if random_weights:
+        checkpoint = latency.random_checkpoint(loaded.load.model, loaded.load.config, cache / "bench").absolute()
+        loaded = load_recipe(path, [*overrides, f"load.checkpoint={checkpoint}"], cache)
+    rows = latency.run(loaded, threads, runs)
+    if as_json:
+        print("\n".join(json.dumps(row) for row in rows))
+    else:
+        console.show_bench(_stdout(), rows)
+
+
+@command(app)
 def new(path: Annotated[Path, typer.Argument(help="The recipe to write, such as my_car.yaml.")],
         target: Annotated[str, typer.Option(help="A device, a file in targets/.")] = "jetson_xavier") -> None:  # fmt: skip
     """Write a commented recipe that builds as it is."""

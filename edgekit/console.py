@@ -111,6 +111,18 @@ def show_matrices(console: Console, matrices: list[dict[str, Any]]) -> None:
         console.print(pairs)
 
 
+def show_bench(console: Console, rows: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("one window")
+    for column in ("precision", "threads", "median", "p10", "of the machine's best", "times as fast"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        share = "" if row["roofline_share"] is None else f"{row['roofline_share']:.0%}"
+        cells = (row["precision"], str(row["threads"]), f"{row['median_us'] / 1e3:.2f} ms", f"{row['p10_us'] / 1e3:.2f} ms", share, f"{row['ratio']:.2f}x")
+        table.add_row(escape(row["engine"]), *cells)
+    console.print(table)
+
+
 def show_rows(console: Console, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in columns:

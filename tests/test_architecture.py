@@ -18,7 +18,7 @@ PACKAGE = ROOT / "edgekit"
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("console", "doctor", "matrix", "new"),
+    ("bench", "console", "doctor", "matrix", "new"),
     ("build",),
     ("plan",),
     ("parity", "stages"),
