@@ -40,7 +40,7 @@ class Found:
 
 
 _FOUND: dict[tuple[str, str], Found] = {}  # (spelling, sha256 of the file), of the recipes of this process
-_IMPORTED: set[tuple[str, str]] = set()  # (module, sha256 of the file) as it now stands in sys.modules
+_IMPORTED: set[tuple[Path, str]] = set()  # (file, its sha256) of what now stands in sys.modules
 _NEIGHBOURS: set[str] = set()  # modules from recipes' folders
 
 
@@ -104,7 +104,7 @@ def factory(spelling: str, sha256: str) -> Callable[[str], Any]:
 
 def _imported(found: Found) -> ModuleType:
     known = sys.modules.get(found.module)
-    if known is not None and (found.module, file_digest(found.path)) not in _IMPORTED and _is_below(found.path, found.folder):
+    if known is not None and (found.path, file_digest(found.path)) not in _IMPORTED and _is_below(found.path, found.folder):
         _forget(found.module)
     try:
         module = importlib.import_module(found.module)
@@ -113,7 +113,7 @@ def _imported(found: Found) -> ModuleType:
         raise RecipeError(f"`load.model`: {found.path} cannot be imported: {type(error).__name__}: {error}", "try `python -c 'import ...'` in the recipe's folder") from error
     if not Path(module.__file__ or "").samefile(found.path):
         raise RecipeError(f"`load.model`: `{found.module}` is {module.__file__}, not {found.path}", "rename one of them")
-    _IMPORTED.add((found.module, file_digest(found.path)))
+    _IMPORTED.add((found.path, file_digest(found.path)))
     return module
 
 
@@ -128,7 +128,7 @@ def _forget(module: str) -> None:
 @contextmanager
 def _beside(found: Found) -> Iterator[None]:
     """The recipe's folder first on sys.path, as for a script that lies there; nothing is written into it."""
-    before, wrote_bytecode = set(sys.modules), sys.dont_write_bytecode
+    before, wrote_bytecode = dict(sys.modules), sys.dont_write_bytecode
     sys.path.insert(0, str(found.folder))
     sys.dont_write_bytecode = True  # a .pyc knows its source by size and second only
     importlib.invalidate_caches()
@@ -137,8 +137,8 @@ def _beside(found: Found) -> Iterator[None]:
     finally:
         sys.path.remove(str(found.folder))
         sys.dont_write_bytecode = wrote_bytecode
-        new = {name: getattr(sys.modules[name], "__file__", None) for name in set(sys.modules) - before}
-        _NEIGHBOURS.update(name for name, file in new.items() if file is not None and _is_below(Path(file), found.folder))
+        files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if module is not before.get(name)}
+        _NEIGHBOURS.update(name for name, file in files.items() if file is not None and _is_below(Path(file), found.folder))
 
 
 def _is_below(file: Path, folder: Path) -> bool:

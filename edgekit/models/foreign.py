@@ -100,7 +100,7 @@ class Main(nn.Module):
             made = tuple(made[name] for name in self.names if name in made)
         made = (made,) if isinstance(made, Tensor) else tuple(made)
         if len(made) != len(self.names) or any(prod(t.shape) != prod(shape) for t, shape in zip(made, self.shapes, strict=False)):
-            raise RecipeError(f"{self.where}: forward returns {[list(t.shape) for t in made]}, declared are {dict(zip(self.names, self.shapes, strict=True))}", "correct `outputs`")
+            raise RecipeError(f"{self.where}: forward returns {[[int(size) for size in t.shape] for t in made]}, declared are {dict(zip(self.names, self.shapes, strict=True))}", "correct `outputs`")
         return tuple(t if tuple(t.shape) == shape else t.reshape(shape) for t, shape in zip(made, self.shapes, strict=True))
 
 
