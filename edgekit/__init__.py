@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgekit import build as build
+    from edgekit import compare as compare
     from edgekit.bundle import open_bundle as open_bundle
     from edgekit.errors import EdgekitError as EdgekitError
     from edgekit.plan import make_plan as make_plan
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from edgekit.target import load_target as load_target
 
 __version__ = "0.1.0"
-__all__ = ["EdgekitError", "build", "load_recipe", "load_target", "make_plan", "open_bundle"]
+__all__ = ["EdgekitError", "build", "compare", "load_recipe", "load_target", "make_plan", "open_bundle"]
 
 _HOMES = {
     "EdgekitError": "errors",
@@ -33,8 +34,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "build":
-        return importlib.import_module("edgekit.build")  # a callable module, see its end
+    if name in ("build", "compare"):
+        return importlib.import_module(f"edgekit.{name}")  # callable modules, see their ends
     if name in _HOMES:
         return getattr(importlib.import_module(f"edgekit.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'edgekit' has no attribute '{name}'")

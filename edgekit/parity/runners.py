@@ -3,6 +3,7 @@
 `open_side("model.tflite")` opens by what the path is; `KINDS` is the table. A side is
 
     side.inputs, side.outputs      {name: Port(dtype, shape)}; shape has None where it is free
+    side.has_batch                 batch 1 in front of every input and output; a flow's tensors have none
     side.states                    State(input, output, shape, init): fed back from call to call
     side.numbers                   `float`, `int8` or `unknown`
     side.run(feeds, taps=())       {name: array} -> {name: array}: outputs, and the tapped tensors beside them
@@ -65,11 +66,15 @@ class Options:
     states: Mapping[str, str] | None = None
 
 
+DEFAULTS = Options()
+
+
 class Side(ABC):
     """See the module's docstring."""
 
     kind: str = ""
     numbers: str = "unknown"
+    has_batch: bool = True
     inputs: dict[str, Port]
     outputs: dict[str, Port]
     states: tuple[State, ...] = ()
@@ -121,19 +126,21 @@ class Side(ABC):
         self.close()
 
 
-# How a path is opened: (what it is called in messages, test of a path, "module:class").
-# A class is called as Class(text, path, words, options).
+# How a path is opened: suffixes, and what is called as opener(text, path, words, options).
 KINDS: dict[str, tuple[str, str]] = {
     "onnx": (".onnx", "edgekit.parity.graphs:OnnxSide"),
     "openvino": (".xml", "edgekit.parity.graphs:OpenvinoSide"),
     "tflite": (".tflite", "edgekit.parity.graphs:TfliteSide"),
-    "torch": (".yaml .yml", "edgekit.parity.flows:RecipeSide"),
+    "recipe": (".yaml .yml", "edgekit.parity.flows:open_recipe"),
     "bundle": (".tar.zst", "edgekit.parity.flows:open_bundle_side"),
-    "recorded": (".npz .safetensors", "edgekit.parity.recorded:RecordedSide"),
+    "recorded": (".npz .safetensors", "edgekit.parity.recorded:open_recorded"),
+    "float model": ("", "edgekit.parity.flows:open_float_model"),
 }
+# What a folder is, by a file in it; a report alone is left by a build that missed a gate, and its opener says so.
+FOLDERS = {"manifest.json": "bundle", "report.json": "bundle", "model.json": "float model"}
 
 
-def open_side(text: str | Path | Side, options: Options = Options()) -> Side:
+def open_side(text: str | Path | Side, options: Options = DEFAULTS) -> Side:
     """Open whatever `text` names.
 
     Raises:
@@ -169,12 +176,12 @@ def kind_of(path: Path) -> str:
             raise UsageError(f"{path}: there is no such file or folder", suggestion(str(path), near) if near else None)
         raise UsageError(f"{path}: there is no such file or folder")
     if path.is_dir():
-        return "bundle" if (path / "flow.json").is_file() or (path / "manifest.json").is_file() else "recorded"
+        return next((kind for name, kind in FOLDERS.items() if (path / name).is_file()), "recorded")
     for kind, (suffixes, _) in KINDS.items():
         if any(path.name.lower().endswith(suffix) for suffix in suffixes.split()):
             return kind
     known = ", ".join(suffix for suffixes, _ in KINDS.values() for suffix in suffixes.split())
-    raise UsageError(f"{path}: not a kind of model that can be compared", f"known: {known}, a bundle's folder, a folder of recorded outputs")
+    raise UsageError(f"{path}: not a kind of model that can be compared", f"known: {known}, a folder of a bundle, a float model or recorded outputs")
 
 
 def refuse_words(text: str, words: Iterable[str], known: Iterable[str] = ()) -> None:

@@ -1,0 +1,324 @@
+"""`edgekit compare A B` in Python: open both, feed both, measure, judge.
+
+The loop holds one sample at a time. What it does beside running the two models is kept under a tenth of that.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import edgekit
+from edgekit import progress
+from edgekit.artifact import tool_version
+from edgekit.errors import DataError, UsageError
+from edgekit.metrics import METRICS, Metric, paired_bootstrap
+from edgekit.parity.flows import BundleSide
+from edgekit.parity.measure import Accumulator, Limits, tolerance
+from edgekit.parity.pairing import aligned, feeds_of, pair_outputs, read_map, states_apart
+from edgekit.parity.recorded import RecordedSide
+from edgekit.parity.release import release_diff
+from edgekit.parity.result import DIFFERS, SAME, Comparison, SideInfo, Slice, TaskMetric
+from edgekit.parity.runners import Options, Side, kind_of, open_side, split_words
+from edgekit.parity.samples import Sample, Samples, Wish, of_arrays, open_samples
+from edgekit.parity.stream import Cut, Streams, one_graph
+
+DEFAULT_METRICS = ("mae", "f1", "corr")
+DEFAULT_STEPS = 64
+MAX_SLICES = 8  # a tag with more values than this is no slice
+LIBRARIES = ("numpy", "onnxruntime", "onnx", "openvino", "ai-edge-litert", "torch")
+
+Tolerances = float | Mapping[str, float] | None
+Data = str | Path | Iterable[Mapping[str, np.ndarray]] | None
+
+
+def compare(
+    a: str | Path | Side,
+    b: str | Path | Side,
+    data: Data = None,
+    *,
+    atol: Tolerances = None,
+    rtol: Tolerances = None,
+    check_error_stat: str | Mapping[str, str] | None = None,
+    quantile: float = 0.99,
+    min_sqnr_db: Tolerances = None,
+    min_cosine: Tolerances = None,
+    infinities_compare_equal: bool = False,
+    mapping: str | Path | Mapping[str, str] | None = None,
+    outputs: Sequence[str] = (),
+    samples: int | None = None,
+    seed: int = 0,
+    val_range: Mapping[str, tuple[float, float]] | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    stream: bool = False,
+    stream_axis: int | None = None,
+    steps: int | None = None,
+    chunk_a: int | None = None,
+    chunk_b: int | None = None,
+    rate_hz: float | None = None,
+    states: Mapping[str, str] | None = None,
+    threads: int | None = None,
+    cache: str | Path = ".edgekit",
+    keep: int = 0,
+    on_sample: Callable[[str, Mapping[str, np.ndarray], Mapping[str, np.ndarray], Mapping[str, np.ndarray]], None] | None = None,
+) -> Comparison:
+    """Run A and B on the same data and say whether, where and by how much B differs.
+
+    Args:
+        a, b: what `runners.open_side` opens; A is the reference.
+        data: what `samples.open_samples` opens, or dicts {input: array}; by default what a recording or a bundle brings
+            along, else eight random samples. Two bundles without data are compared as releases, and nothing is run.
+        atol, rtol: absolute and relative tolerance, for all outputs or {output: tolerance}, "" for the others. Without any
+            tolerance the default depends on the numbers of both sides, and `Tolerance.why` says which it is.
+        check_error_stat: elemwise, max, mean, median or quantile, as in Polygraphy.
+        min_sqnr_db, min_cosine: further limits, over all samples together.
+        infinities_compare_equal: the same infinity on both sides is no error.
+        mapping: {B's name: A's name} of inputs and outputs, or the path of a YAML file with that.
+        outputs: A's outputs to compare; all if empty.
+        samples: the first so many only.
+        seed, val_range, input_shapes: of random data; {input: (low, high)} and {input: shape}, "" for all other inputs.
+        stream: samples are streams; states are carried from call to call.
+        stream_axis: the inputs' time axis; by default a call takes one step and the data has an axis 1 more.
+        steps: length of random streams.
+        chunk_a, chunk_b: steps per call where a side leaves that free; by default the whole stream.
+        rate_hz: steps a second, for the time axis.
+        states: {input: output} pairs of single graphs; by default `x_in` and `x_out`.
+        threads: inside one op; all cores if None.
+        cache: edgekit's cache, for generated data sets and pruned models.
+        keep: put tensors of the first so many samples into `Comparison.kept`.
+        on_sample: called as on_sample(id, feeds, outputs of A, outputs of B), such as to write them down.
+
+    Raises:
+        UsageError, DataError, RecipeError: what was asked for is not there, or names, shapes or data do not fit.
+        ToolMissing: a runtime is not installed.
+        IntegrityError: a file is damaged.
+    """
+    limits = Limits(_table(atol), _table(rtol), _table(check_error_stat), quantile, _table(min_sqnr_db), _table(min_cosine))
+    options = Options(threads, Path(cache), states)
+    if data is None and not stream and _is_bundle(a) and _is_bundle(b):
+        return _releases(str(a), str(b))
+    names = read_map(Path(mapping)) if isinstance(mapping, str | Path) else dict(mapping or {})
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        side_a, side_b = (stack.enter_context(open_side(text, options)) for text in (a, b))
+        whole = side_a, side_b
+        if stream:
+            side_a, side_b = one_graph(side_a), one_graph(side_b)
+        wish = Wish(seed, val_range or {}, input_shapes or {}, (steps or DEFAULT_STEPS) if stream else None, stream_axis, samples)
+        source = _source(data, side_a, side_b, names, wish, options)
+        for side in (side_a, side_b):
+            if isinstance(side, RecordedSide) and source.ids is not None:
+                side.rename(source.ids)
+        pairs, only_a, only_b = pair_outputs(side_a, side_b, names, outputs)
+        carried = set(states_apart(side_a, [name for name, _ in pairs]))
+        if stream:  # a state is what goes round, and is compared by what it does
+            pairs = [pair for pair in pairs if pair[0] in carried]
+        limits.check_names([name for name, _ in pairs])
+        accumulators = [Accumulator(pair, tolerance(pair[0], limits, side_a.numbers, side_b.numbers), infinities_compare_equal) for pair in pairs]
+        run = _Run(side_a, side_b, names, accumulators, keep, on_sample)
+        run.seconds["open"] = time.perf_counter() - started
+        streams = Streams(side_a, side_b, names, Cut(1 if stream_axis is None else stream_axis, chunk_a, chunk_b, rate_hz)) if stream else None
+        for sample in progress.track(run.timed(source), "comparing", None if source.ids is None else len(source.ids)):
+            run.stream(sample, streams) if streams is not None else run.sample(sample)
+        if not run.count:
+            raise DataError(f"{source.text}: no samples", "give data with at least one")
+        found = [accumulator.result() for accumulator in accumulators]
+        reasons = [output.reason for output in found if output.reason]
+        streamed = None
+        if streams is not None:
+            streamed, failed = streams.result(accumulators)
+            reasons = failed + reasons  # a lost state explains the outputs
+        release = release_diff(whole[0].bundle, whole[1].bundle) if all(isinstance(side, BundleSide) for side in whole) else None  # type: ignore[attr-defined]
+        return Comparison(
+            a=side_a.info(), b=side_b.info(), verdict=DIFFERS if reasons else SAME, reasons=tuple(reasons),
+            data=source.info(run.count, run.labelled()), outputs=tuple(found), metrics=run.metrics(source.metrics, pairs),
+            stream=streamed, release=release, slices=run.slices(), only_a=tuple(only_a), only_b=tuple(only_b),
+            provenance=provenance(), seconds=run.seconds, kept=run.kept,
+        )  # fmt: skip
+
+
+def provenance() -> dict[str, Any]:
+    """Versions of what computed the numbers, and the machine's kind."""
+    versions = {name: version for name in LIBRARIES if (version := tool_version(name)) is not None}
+    return {"edgekit": edgekit.__version__, "python": platform.python_version(), "machine": platform.machine(), "versions": versions, "open": []}
+
+
+def _source(data: Data, a: Side, b: Side, names: Mapping[str, str], wish: Wish, options: Options) -> Samples:
+    if data is None or isinstance(data, str | Path):
+        return open_samples(None if data is None else str(data), a, b, names, wish, options)
+    return of_arrays(data)
+
+
+def _table(value: Any) -> dict[str, Any]:
+    """One value for all as {"": value}."""
+    return dict(value) if isinstance(value, Mapping) else {} if value is None else {"": value}
+
+
+def _is_bundle(side: str | Path | Side) -> bool:
+    if isinstance(side, Side):
+        return False
+    path, words = split_words(str(side))
+    return not words and path.exists() and kind_of(path) == "bundle"
+
+
+def _releases(a: str, b: str) -> Comparison:
+    """Two bundles, of which neither is run."""
+    from edgekit.bundle import open_bundle
+
+    with open_bundle(a) as first, open_bundle(b) as second:
+        first.verify()
+        second.verify()
+        release = release_diff(first, second)
+        infos = [SideInfo(text, "bundle", {}, {}, numbers="int8", facts={"manifest_sha256": bundle.manifest.get("sha256"), "target": (bundle.manifest.get("target") or {}).get("name")}) for text, bundle in ((a, first), (b, second))]
+    parts = list(dict.fromkeys(change.part for change in release.changes))
+    reasons = (f"{len(release.changes)} things changed, in {', '.join(parts)}",) if parts else ()
+    return Comparison(*infos, verdict=DIFFERS if parts else SAME, reasons=reasons, release=release, provenance=provenance())
+
+
+class _Run:
+    """The two sides at work; what is kept of every sample is a few numbers."""
+
+    def __init__(self, a: Side, b: Side, names: Mapping[str, str], accumulators: list[Accumulator], keep: int, on_sample: Any):
+        self.a, self.b, self._names, self._accumulators, self._keep, self._on_sample = a, b, names, accumulators, keep, on_sample
+        self.seconds = {"open": 0.0, "data": 0.0, "a": 0.0, "b": 0.0, "compare": 0.0}
+        self.kept: dict[str, np.ndarray] = {}
+        self.count = 0
+        self._labels: list[Mapping[str, float]] = []
+        self._tags: list[Mapping[str, float | str]] = []
+        self._scalars: dict[str, tuple[list[float], list[float]]] = {}
+
+    def timed(self, source: Samples) -> Iterable[Sample]:
+        """The samples, their making counted as `data`."""
+        iterator = iter(source)
+        while True:
+            with _Clock(self.seconds, "data"):
+                sample = next(iterator, None)
+            if sample is None:
+                return
+            yield sample
+
+    def sample(self, sample: Sample) -> None:
+        with _Clock(self.seconds, "compare"):
+            feeds = feeds_of(self.a, sample.feeds, {}), feeds_of(self.b, sample.feeds, self._names)
+        with _Clock(self.seconds, "a"):
+            a = self.a.run(feeds[0], sample=sample.id)
+        with _Clock(self.seconds, "b"):
+            b = self.b.run(feeds[1], sample=sample.id)
+        with _Clock(self.seconds, "compare"):
+            for accumulator in self._accumulators:
+                name, partner = accumulator.names
+                x, y = aligned(self.a, self.b, name, _given(self.a, a, name), _given(self.b, b, partner))
+                accumulator.add(sample.id, x, y)
+                if x.size == 1:
+                    pair = self._scalars.setdefault(name, ([], []))
+                    pair[0].append(float(x.reshape(())))
+                    pair[1].append(float(y.reshape(())))
+            self._note(sample, a, b)
+
+    def stream(self, sample: Sample, streams: Streams) -> None:
+        with _Clock(self.seconds, "compare"):
+            feeds = streams.feeds(sample.id, sample.feeds)
+        played = {}
+        for name in ("a", "b"):
+            with _Clock(self.seconds, name):
+                played[name] = streams.play(name, feeds[name], sample.id)
+        with _Clock(self.seconds, "compare"):
+            streams.add(sample.id, self._accumulators, played["a"], played["b"])
+            self._note(sample, played["a"], played["b"])
+
+    def _note(self, sample: Sample, a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> None:
+        if self.count < self._keep:
+            for part, tensors in (("a", a), ("b", b), ("input", sample.feeds)):
+                self.kept.update({f"{sample.id}/{part}/{name}": np.array(value) for name, value in tensors.items()})
+        if self._on_sample is not None:
+            self._on_sample(sample.id, sample.feeds, a, b)
+        self.count += 1
+        self._labels.append(sample.labels)
+        self._tags.append(sample.tags)
+
+    def labelled(self) -> list[str]:
+        """Outputs with a finite label in every sample."""
+        named = [name for name in self._accumulators_by_name() if all(name in labels for labels in self._labels)]
+        return [name for name in named if all(np.isfinite(labels[name]) for labels in self._labels)] if self._labels else []
+
+    def _accumulators_by_name(self) -> list[str]:
+        return [accumulator.names[0] for accumulator in self._accumulators]
+
+    def metrics(self, own: Mapping[str, Metric], pairs: list[tuple[str, str]]) -> tuple[TaskMetric, ...]:
+        """What both are worth against the labels; intervals need two samples."""
+        chosen = dict(own) or {name: METRICS[name] for name in DEFAULT_METRICS}
+        rows = []
+        for name, _ in pairs:
+            if name not in self.labelled() or len(self._scalars.get(name, ((), ()))[0]) != self.count or self.count < 2:
+                continue
+            labels = np.array([labels[name] for labels in self._labels])
+            a, b = (np.array(values) for values in self._scalars[name])
+            for metric in chosen.values():
+                if metric.needs_varied_labels and np.ptp(labels) == 0:
+                    continue
+                change, low, high = paired_bootstrap(metric, labels, a, b)
+                rows.append(TaskMetric(name, metric.name, metric.title, metric.unit, metric.direction, self.count, metric(labels, a), metric(labels, b), change, low, high))
+        return tuple(rows)
+
+    def slices(self) -> tuple[Slice, ...]:
+        """Errors per value of every tag that has few enough."""
+        from edgekit.compare import decibel
+
+        rows = []
+        for tag in sorted({name for tags in self._tags for name in tags}):
+            values = [tags.get(tag) for tags in self._tags]
+            present = sorted({value for value in values if value is not None}, key=str)
+            if not 2 <= len(present) <= MAX_SLICES:
+                continue
+            for value in present:
+                members = [i for i, v in enumerate(values) if v == value]
+                for accumulator in self._accumulators:
+                    points = [accumulator.points[i] for i in members]
+                    powers = [accumulator.powers[i] for i in members]
+                    sqnr = decibel(sum(p[0] for p in powers), sum(p[1] for p in powers))
+                    rows.append(Slice(tag, str(value), len(members), accumulator.names[0], float(np.max([p.max_abs for p in points])), sqnr, all(p.is_within for p in points)))
+        return tuple(rows)
+
+
+def _given(side: Side, outputs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in outputs:
+        raise DataError(f"{side.text}: output `{name}` was not given out", f"it gave {', '.join(outputs) or 'nothing'}")
+    return np.asarray(outputs[name])
+
+
+class _Clock:
+    """Adds the time of a `with` block to one entry."""
+
+    def __init__(self, seconds: dict[str, float], name: str):
+        self._seconds, self._name = seconds, name
+
+    def __enter__(self) -> None:
+        self._from = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds[self._name] += time.perf_counter() - self._from
+
+
+def parse_per_output(texts: Iterable[str], option: str) -> dict[str, float]:
+    """`--atol 1e-3 --atol mask:0.02` → {"": 0.001, "mask": 0.02}; the name may hold colons itself.
+
+    Raises:
+        UsageError: not a number.
+    """
+    found = {}
+    for text in texts:
+        name, _, number = text.rpartition(":")
+        try:
+            value = float(number)
+        except ValueError:
+            raise UsageError(f"{option} {text}: `{number}` is not a number", f"such as {option} 1e-3, or {option} output:1e-3") from None
+        if not value >= 0 and option in ("--atol", "--rtol"):
+            raise UsageError(f"{option} {text}: a tolerance is not negative")
+        found[name] = value
+    return found

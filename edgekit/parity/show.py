@@ -1,0 +1,156 @@
+"""A comparison for people and for CI: the terminal's table, and JUnit XML."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as xml
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from edgekit.errors import ResourceError
+from edgekit.parity.result import Comparison, OutputResult
+
+MAX_CHANGES = 60
+WORDS = {True: "[green]within[/]", False: "[red]DIFFERS[/]"}
+
+
+def show(console: Console, found: Comparison) -> None:
+    """Verdict first, then outputs, metrics, streams and what changed between two bundles."""
+    footer = "PASSED" if found else "FAILED"
+    console.print(f"[bold {'green' if found else 'red'}]{found.verdict}[/]: A {escape(found.a.text)} ({_side(found.a)}), B {escape(found.b.text)} ({_side(found.b)})", highlight=False, soft_wrap=True)
+    for reason in found.reasons:
+        console.print(f"  {escape(reason)}", highlight=False, soft_wrap=True)
+    if found.outputs:
+        _outputs(console, found)
+    _metrics(console, found)
+    _stream(console, found)
+    _release(console, found)
+    spent = sum(found.seconds.values())
+    on = f" | {found.data.samples} samples of {found.data.text}" if found.data else ""
+    console.print(f"{footer} | {len(found.outputs)} outputs{escape(on)}{f' | {spent:.1f} s' if spent else ''} | edgekit compare {escape(found.a.text)} {escape(found.b.text)}", highlight=False, soft_wrap=True)
+
+
+def _side(info: Any) -> str:
+    computed = info.facts.get("computed")
+    return escape(", ".join(str(part) for part in (info.kind, info.numbers, info.facts.get("version"), computed) if part))
+
+
+def _outputs(console: Console, found: Comparison) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("output", "", "max_abs", "mean_abs", "99 %", "max_rel", "SQNR dB", "PSNR dB", "cosine", "worst in"):
+        table.add_column(column, justify="left" if column in ("output", "", "worst in") else "right", overflow="fold")
+    for output in found.outputs:
+        e, w = output.errors, output.worst
+        name = output.name if output.name == output.name_b else f"{output.name} = {output.name_b}"
+        where = "" if w is None else f"{w.sample} {list(w.index)}: A {w.a:.6g}, B {w.b:.6g}"
+        numbers = (_short(e.max_abs), _short(e.mean_abs), _short(e.quantiles_abs["0.99"]), _short(e.max_rel), _decibel(e.sqnr_db), _decibel(e.psnr_db), f"{e.cosine:.6f}")
+        table.add_row(escape(name), WORDS[output.is_within], *numbers, escape(where))
+    console.print(table)
+    for why in dict.fromkeys(_asked(output) for output in found.outputs):
+        console.print(f"  {escape(why)}", style="dim", highlight=False, soft_wrap=True)
+    mixed = [f"`{o.name}` is {o.dtype_a} in A and {o.dtype_b} in B" for o in found.outputs if o.dtype_a != o.dtype_b]
+    if mixed:
+        console.print(f"  {escape('; '.join(mixed))}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _asked(output: OutputResult) -> str:
+    t = output.tolerance
+    parts = []
+    if t.of_peak is not None:
+        parts.append(f"max_abs at most {t.of_peak:g} of the largest value of A")
+    elif t.atol is not None or t.rtol is not None:
+        limits = " or ".join(f"{kind} {value:g}" for kind, value in (("atol", t.atol), ("rtol", t.rtol)) if value is not None)
+        parts.append(f"{limits} ({t.stat}{f' {t.quantile:g}' if t.stat == 'quantile' else ''})")
+    parts += [f"SQNR at least {t.min_sqnr_db:g} dB"] if t.min_sqnr_db is not None else []
+    parts += [f"cosine at least {t.min_cosine:g}"] if t.min_cosine is not None else []
+    return f"asked: {', '.join(parts)}; {t.why}"
+
+
+def _metrics(console: Console, found: Comparison) -> None:
+    if not found.metrics:
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("metric", "A", "B", "B - A, 95 %"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for m in found.metrics:
+        table.add_row(escape(f"{m.metric} of {m.output}"), f"{m.a:.4f}", f"{m.b:.4f}", escape(f"{m.change:+.4f} [{m.low:+.4f}, {m.high:+.4f}]"))
+    console.print(table)
+
+
+def _stream(console: Console, found: Comparison) -> None:
+    stream = found.stream
+    if stream is None:
+        return
+    console.print(f"  {stream.streams} streams of {stream.steps} steps; A {stream.calls_a} calls of {stream.chunk_a}, B {stream.calls_b} calls of {stream.chunk_b}", highlight=False)
+    for output in stream.outputs:
+        since = "no step is beyond the tolerance" if output.first_divergent is None else f"first beyond the tolerance at step {output.first_divergent} of stream {output.first_divergent_stream}"
+        console.print(f"  {escape(output.name)}: {escape(since)}; the mean error grows by {output.drift_share:+.0%} of itself along the stream", highlight=False, soft_wrap=True)
+    for check in stream.checks:
+        console.print(f"  {check.check} of {check.side.upper()}: {'[green]the same again[/]' if check.is_ok else f'[red]off by {check.max_abs:.4g}[/]'}", highlight=False)
+    for note in stream.notes:
+        console.print(f"  {escape(note)}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _release(console: Console, found: Comparison) -> None:
+    if found.release is None:
+        return
+    if not found.release.changes:
+        console.print("  both bundles are the same release", highlight=False)
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("part", "what", "A", "B"):
+        table.add_column(column, overflow="fold")
+    for change in found.release.changes[:MAX_CHANGES]:
+        table.add_row(escape(change.part), escape(change.key), escape(_value(change.a)), escape(_value(change.b)))
+    console.print(table)
+    if len(found.release.changes) > MAX_CHANGES:
+        console.print(f"  and {len(found.release.changes) - MAX_CHANGES} more, see --json", style="dim")
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _short(value: float) -> str:
+    return "0" if value == 0 else f"{value:.3g}"
+
+
+def _decibel(value: float) -> str:
+    return "equal" if value == math.inf else f"{value:.1f}"
+
+
+def write_junit(found: Comparison, path: Path) -> None:
+    """One test case per output, per state check, and one for the whole; what differs is a failure with its sentence.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    cases: list[tuple[str, str]] = [(f"output {output.name}", output.reason) for output in found.outputs]
+    if found.stream is not None:
+        cases += [(f"{check.check} of {check.side.upper()}", "" if check.is_ok else f"off by {check.max_abs:.4g}") for check in found.stream.checks]
+    told = {reason for _, reason in cases}
+    cases += [("verdict", "; ".join(reason for reason in found.reasons if reason not in told))] if not told >= set(found.reasons) or not cases else []
+    spent = f"{sum(found.seconds.values()):.3f}"
+    suite = xml.Element("testsuite", name=_clean(f"{found.a.text} {found.b.text}"), tests=str(len(cases)), failures=str(sum(bool(reason) for _, reason in cases)), errors="0", time=spent)
+    for name, reason in cases:
+        case = xml.SubElement(suite, "testcase", classname="edgekit.compare", name=_clean(name), time="0")
+        if reason:
+            xml.SubElement(case, "failure", message=_clean(reason)).text = _clean(reason)
+    root = xml.Element("testsuites")
+    root.append(suite)
+    text = xml.tostring(root, encoding="unicode", xml_declaration=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written ({str(error.strerror).lower()})") from None
+
+
+def _clean(text: str) -> str:
+    """Without the control characters that XML 1.0 has no way to write."""
+    return "".join(c if c in "\t\n" or (ord(c) >= 32 and ord(c) not in (0xFFFE, 0xFFFF) and not 0xD800 <= ord(c) <= 0xDFFF) else "?" for c in text)
