@@ -93,15 +93,15 @@ def compile(model: Path, out: Path, *, accelerator: str = _DEFAULTS["accelerator
         layers, sums = Path(work) / f"{model.stem}_per-layer.csv", list(Path(work).glob(f"{model.stem}_summary_*.csv"))
         if not (compiled.is_file() and layers.is_file() and len(sums) == 1):
             raise EdgekitError(f"{model}: Vela left {', '.join(sorted(path.name for path in Path(work).iterdir())) or 'nothing'}, expected a model and its two tables")
-        placement = _placement(model, compiled)
-        counts = {where: sum(place == where for place in placement.values()) for where in (NPU, CPU)}
+        placed = placement(model, compiled)
+        counts = {where: sum(place == where for place in placed.values()) for where in (NPU, CPU)}
         if not counts[NPU]:
             raise EdgekitError(f"{model}: Vela placed none of its {counts[CPU]} ops on the NPU", "quantize it: the NPU takes integers only")
         summary = {"vela": tools.version(TOOL), **chosen, "npu_ops": counts[NPU], "cpu_ops": counts[CPU], "estimated": _summary(sums[0])}
         out.mkdir(parents=True, exist_ok=True)
         final = out / compiled.name
         shutil.copyfile(compiled, final)
-        return Compiled(final, placement, _cycles(layers, placement), summary)
+        return Compiled(final, placed, _cycles(layers, placed), summary)
 
 
 def check(where: Path) -> None:
@@ -133,7 +133,7 @@ def _run(model: Path, work: Path, chosen: Mapping[str, str], python: list[str], 
         raise EdgekitError(f"{model}: Vela failed ({how}):\n{tools.tail(log)}")
 
 
-def _placement(original: Path, compiled: Path) -> dict[str, str]:
+def placement(original: Path, compiled: Path) -> dict[str, str]:
     """{output tensor of an op of `original`: where it went}.
 
     Raises:

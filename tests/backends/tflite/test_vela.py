@@ -91,7 +91,7 @@ def test_two_tensors_of_one_name_are_refused(tmp_path):
     y = net.op("SIN", [net.op("SIN", [x], net.tensor("same", [1, 8]))], net.tensor("same", [1, 8]))
     (tmp_path / "twice.tflite").write_bytes(net.bytes({"x": x}, {"y": y}))
     with pytest.raises(EdgekitError, match=r"twice\.tflite: cannot tell where Vela placed the op that writes `same`"):
-        vela._placement(tmp_path / "twice.tflite", tmp_path / "twice.tflite")
+        vela.placement(tmp_path / "twice.tflite", tmp_path / "twice.tflite")
 
 
 def test_helpers_of_an_op_count_towards_it(tmp_path):
