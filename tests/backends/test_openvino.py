@@ -21,7 +21,7 @@ from edgekit.backends import EngineKit, Kit, onnxruntime
 from edgekit.backends import openvino as backend
 from edgekit.backends.openvino import isolated
 from edgekit.compare import compare
-from edgekit.errors import EdgekitError, IntegrityError, TargetError
+from edgekit.errors import EdgekitError, IntegrityError, TargetError, ToolMissing
 from edgekit.quant import Numbers, Range
 from edgekit.target import load_target
 from tests.backends import wrong_lstm
@@ -82,6 +82,13 @@ def test_without_openvino_there_is_no_version(monkeypatch):
     monkeypatch.setattr(backend, "version", missing)
     assert backend.versions(TARGET) == {"openvino": None}
     assert "edgekit[openvino]" in backend.install_hint(["openvino"])
+
+
+def test_an_openvino_that_cannot_be_loaded_is_a_missing_tool(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ToolMissing, match="openvino"):
+        backend.runtime()
+    assert sys.modules.get("openvino_telemetry", True), "what was hidden is back"
 
 
 @pytest.mark.parametrize("name", ["x86_openvino", "x86_openvino_legacy"])
@@ -169,6 +176,25 @@ def test_equal_kits_are_equal_files_whatever_was_compiled_before(tmp_path):
     a = digests(tmp_path / "a")
     assert sorted(a) == ["build.json", "engines/main/model.bin", "engines/main/model.xml"]
     assert a == digests(tmp_path / "b") == digests(tmp_path / "c")
+
+
+@needs_openvino
+def test_nothing_is_sent_to_anybody(tmp_path):
+    """`import openvino` alone reports itself, if its telemetry package is there."""
+    quantized(tmp_path, Lambda(lambda m, x: m.c(x), c=nn.Conv2d(3, 4, 3)), (1, 3, 8, 8))
+    script = (
+        "import json, socket, sys; from pathlib import Path\n"
+        "def refuse(*arguments, **more): raise SystemExit('telemetry')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from edgekit.backends import EngineKit, Kit, openvino\n"
+        "folder, target = Path(sys.argv[1]), json.loads(sys.argv[2])\n"
+        "engine = EngineKit('main', folder / 'float.onnx', folder / 'qdq.onnx')\n"
+        "openvino.compile(Kit((engine,), target, folder), folder / 'out')\n"
+        "openvino.open(folder / 'out/engines/main', target), openvino.coverage(folder / 'out/engines/main', engine, target)\n"
+        "assert not [name for name in sys.modules if 'telemetry' in name and 'stub' not in name and 'ovc' not in name]\n"
+        "assert 'nncf' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path), json.dumps(TARGET)], cwd=ROOT, check=True, timeout=60)
 
 
 @needs_openvino

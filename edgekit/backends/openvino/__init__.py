@@ -20,14 +20,16 @@ Sources: docs.openvino.ai 2026, "Precision Control", "CPU Device", "Quantized mo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from edgekit.backends import EngineKit, Kit
 from edgekit.backends.openvino import isolated
-from edgekit.errors import EdgekitError, IntegrityError, TargetError
+from edgekit.errors import EdgekitError, IntegrityError, TargetError, ToolMissing
 from edgekit.formats import write_json
 
 if TYPE_CHECKING:
@@ -77,6 +79,28 @@ def problems(target: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def runtime() -> ModuleType:
+    """The package openvino, without its telemetry: importing it would report itself to Google Analytics.
+
+    With openvino_telemetry out of reach it falls back to a stub of its own.
+
+    Raises:
+        ToolMissing: it is not installed, or cannot be loaded.
+    """
+    name = "openvino_telemetry"
+    hidden = name not in sys.modules
+    if hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # makes `import openvino_telemetry` an ImportError
+    try:
+        import openvino
+    except ImportError as error:
+        raise ToolMissing(f"openvino cannot be loaded: {error}", install_hint(["openvino"])) from None
+    finally:
+        if hidden:
+            del sys.modules[name]
+    return openvino
+
+
 # --------------------------------------------------------------------------- writing
 
 
@@ -86,8 +110,7 @@ def compile(kit: Kit, out: Path) -> None:
     Raises:
         TargetError: another OpenVINO is installed than the target runs, or its reader refuses a graph.
     """
-    import openvino as ov
-
+    ov = runtime()
     installed, wanted = version("openvino"), str(kit.target["runtime"]["version"])
     if not f"{installed}.".startswith(f"{wanted}."):
         raise TargetError(f"target `{kit.target['name']}` runs OpenVINO {wanted}, {installed} is installed", f"pip install 'openvino=={wanted}.*'")
@@ -132,9 +155,8 @@ def _halve_recurrent_weights(model: ov.Model) -> None:
     The plug-in computes with float32: it converts them once, when it compiles.
     """
     import numpy as np
-    import openvino as ov
-    from openvino import opset13
 
+    ov = runtime()
     for op in model.get_ordered_ops():
         if op.get_type_name() not in ("LSTMSequence", "GRUSequence"):
             continue
@@ -147,7 +169,7 @@ def _halve_recurrent_weights(model: ov.Model) -> None:
             if source.get_element_type() != ov.Type.f32 or np.abs(source.get_data()).max() > np.finfo(np.float16).max:
                 continue
             readers = source.output(0).get_target_inputs()
-            small = opset13.convert(opset13.constant(source.get_data().astype(np.float16)), "f32")
+            small = ov.opset13.convert(ov.opset13.constant(source.get_data().astype(np.float16)), "f32")
             for reader in readers:
                 reader.replace_source_output(small.output(0))
 
@@ -221,9 +243,7 @@ def configuration(hint: str, threads: int | None = None) -> dict[str, Any]:
 
 
 def _compiled(xml: Path, config: Mapping[str, Any]) -> ov.CompiledModel:
-    import openvino as ov
-
-    core = ov.Core()
+    core = runtime().Core()
     try:
         return core.compile_model(core.read_model(xml), "CPU", dict(config))
     except RuntimeError as error:

@@ -49,9 +49,9 @@ def precisions(xml: Path, config: Mapping[str, Any], tensors: Mapping[str, str])
     Raises:
         EdgekitError: a layer is not found, or runs in a type that is none of these.
     """
-    import openvino as ov
+    from edgekit.backends.openvino import runtime
 
-    core = ov.Core()
+    core = runtime().Core()
     model = core.read_model(xml)
     executed = _executed(core.compile_model(model, "CPU", dict(config)))
     made = {name: output.get_node() for op in model.get_ordered_ops() for output in op.outputs() for name in output.get_names()}
