@@ -45,7 +45,7 @@ OPS: dict[str, tuple[int, ...]] = {}
 """{op: ranks of its data input} of what we lower. Complete after `load_handlers`."""
 
 # Between a value and the QuantizeLinear that reads it, these change nothing but where a value stands.
-_COMMUTES_WITH_Q = frozenset(["Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Split", "Expand"])
+_COMMUTES_WITH_Q = frozenset(["Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Split", "Expand", "Gather", "Concat", "Pad"])
 
 
 def lowers(*op_types: str, ranks: Sequence[int] = _ALL_RANKS) -> Callable:
@@ -403,7 +403,7 @@ class Lowering:
         for node, index in value.uses():
             if node.op_type == "QuantizeLinear" and index == 0:
                 found.add(quant_from(self, node))
-            elif node.op_type in _COMMUTES_WITH_Q and index == 0:
+            elif node.op_type in _COMMUTES_WITH_Q and (index == 0 or node.op_type == "Concat") and not (node.op_type == "Pad" and not self._pads_with_zero(node)):
                 found.update(self.quant_of(output) for output in node.outputs if output.uses() or output.is_graph_output())
             else:
                 return None
@@ -419,6 +419,10 @@ class Lowering:
         copy = self.sub.tensor(value.name, ref.shape, self.sub.tensors[index].dtype)
         self.sub.op("RESHAPE", [index, self.ints(ref.shape)], [copy], {"newShape": ref.shape})
         return copy
+
+    def _pads_with_zero(self, node: ir.Node) -> bool:
+        value = self.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        return value is None or not value.array.any()
 
     # ------------------------------------------------------------------ shared ops
 
@@ -558,7 +562,8 @@ def lower(graph: ir.Graph, description: str = "") -> Lowered:
     for value in graph.inputs:
         ref = low.new(value.name, shape_of(value), dtype=dtype_of(value))
         main.inputs[value.name] = index_of(ref)
-        low.bind(value, ref)
+        quant = low.quant_of(value)
+        low.bind(value, ref if quant is None else low.quantize(ref, quant))
     low.lower(graph)
     taken = set(main.inputs.values())
     for value in graph.outputs:
