@@ -82,6 +82,8 @@ def show_plan(console: Console, plan: Plan) -> None:
     console.print(table)
     if plan.problems is None:
         console.print("  target: not checked yet, it is right after load", style="dim")
+    for tool in plan.missing:
+        console.print(f"  [yellow]missing:[/] {escape(tool)}", highlight=False)
     for problem in plan.problems or ():
         console.print(f"  [red]target:[/] {escape(problem)}", highlight=False)
 

@@ -57,6 +57,8 @@ class Plan:
     reasons: tuple[str, ...]
     problems: tuple[str, ...] | None
     """None: not known before `load` ran."""
+    missing: tuple[str, ...] = ()
+    """What the stages that would run need and is not installed here, each with the command that installs it."""
 
     @property
     def is_up_to_date(self) -> bool:
@@ -70,6 +72,7 @@ class Plan:
             "up_to_date": self.is_up_to_date,
             "steps": [{"stage": step.stage, "key": step.key, "cached": step.entry is not None, "reason": why} for step, why in rows],
             "target_problems": None if self.problems is None else list(self.problems),
+            "missing_tools": list(self.missing),
         }
 
 
@@ -92,7 +95,8 @@ def make_plan(recipe: Recipe, cache: Cache) -> Plan:
     problems = None
     if "load" in done:
         problems = tuple(targets.problems(target, read_ops(done["load"])))
-    return Plan(recipe, target, tuple(steps), reasons, problems)
+    missing = tuple(dict.fromkeys(f"{what}: {hint}" for step in steps if step.entry is None for what, hint in _missing(step.draft)))
+    return Plan(recipe, target, tuple(steps), reasons, problems, missing)
 
 
 def make_drafts(recipe: Recipe, target: Target) -> dict[str, Draft]:
@@ -121,18 +125,24 @@ def require_tools(draft: Draft) -> None:
     Raises:
         ToolMissing: names them and the command that installs them.
     """
+    for what, hint in _missing(draft):
+        raise ToolMissing(f"stage {draft.stage} needs {what}", hint)
+
+
+def _missing(draft: Draft) -> Iterator[tuple[str, str]]:
+    """(what is not installed, how to install it) of a stage, its backend's tools first."""
     missing = [tool for tool, version in draft.parts["tools"].items() if version is None]
-    if missing:
-        names = ", ".join(f"`{tool}`" for tool in missing)
-        raise ToolMissing(f"stage {draft.stage} needs {names}, not installed here", _install_hint(missing, draft.target))
-
-
-def _install_hint(missing: list[str], target: Target) -> str:
-    backend = backends.get(target.backend)
-    own = [tool for tool in missing if tool in backend.versions(target.spec())]
+    backend = backends.get(draft.target.backend)
+    own = [tool for tool in missing if tool in backend.versions(draft.target.spec())] if missing else []
     if own and hasattr(backend, "install_hint"):
-        return backend.install_hint(own)
-    return f"pip install {' '.join(missing)}"
+        yield _listed(own), backend.install_hint(own)
+        missing = [tool for tool in missing if tool not in own]
+    if missing:
+        yield _listed(missing), f"pip install {' '.join(missing)}"
+
+
+def _listed(tools: list[str]) -> str:
+    return f"{', '.join(f'`{tool}`' for tool in tools)}, not installed here"
 
 
 def read_ops(load: Entry) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import EdgekitError
-from .graph import COPY_OPS, MAC_OPS, Editor, attribute, constant, data_input, is_float, shape_of
+from .graph import COPY_OPS, MAC_OPS, Editor, attribute, constant, count_macs, data_input, is_float, shape_of
 from .qdq_loop import FIXED, LoopTensors, quantize_scan, tensors_of, tied_ranges
 from .quant import Numbers, Range, Scale, quantize_weight, scale_of, weight_scales
 
@@ -95,7 +95,7 @@ class _Sorting:
                     self.layers[node.name] = node
                 else:
                     self.skipped[node.name] = reason
-        self.cells = {name: ops["Scan"].get("cell") or "int8" for name, node in self.layers.items() if node.op_type == "Scan"}
+        self.cells = {name: ops["Scan"].get("cell") or "float" for name, node in self.layers.items() if node.op_type == "Scan"}
         self.loops: dict[str, LoopTensors] = {name: tensors_of(self.layers[name], cell) for name, cell in self.cells.items()}
         self.fused: dict[str, ir.Node] = {}
         # The last tensors of each layer: what it writes.
@@ -194,7 +194,7 @@ class _Sorting:
 
 def _fixed(ops: Mapping[str, Mapping[str, Any]], op: str) -> Scale | None:
     forced = ops.get(op, {}).get("int8_output")
-    return Scale(float(np.float32(forced["scale"])), forced["zero_point"], "int8" if forced["zero_point"] < 0 else "uint8") if forced else None
+    return Scale(float(np.float32(forced["scale"])), forced["zero_point"], forced.get("dtype", "int8")) if forced else None
 
 
 def _reads(node: ir.Node) -> Iterable[int]:
@@ -256,6 +256,30 @@ def conv_kind(node: ir.Node) -> str | None:
     if into == 1:
         return "depthwise"
     return "odd_groups" if into % 4 or (out // group) % 4 else None
+
+
+SMALL = 0.01  # of an engine's MACs
+
+
+def last_layers(model: ir.Model, outputs: Iterable[str]) -> list[str]:
+    """Layers that give `outputs` and cost next to nothing.
+
+    Where integer layers write integers, a network's result would have 256 values: for a regression
+    that is most of what INT8 costs, and a head of a few hundred MACs saves nothing.
+    """
+    macs = count_macs(model)
+    found: dict[str, None] = {}
+    for value in (value for value in model.graph.outputs if value.name in set(outputs)):
+        while (node := value.producer()) is not None:
+            if node.op_type in MAC_OPS:
+                if macs[node.name] <= SMALL * sum(macs.values()):
+                    found[node.name] = None
+                break
+            activations = [v for v in node.inputs if v is not None and constant(v) is None]
+            if len(activations) != 1:
+                break
+            value = activations[0]
+    return list(found)
 
 
 # --------------------------------------------------------------------------- the graph

@@ -71,6 +71,7 @@ class Output(Schema):
 
     scale: Annotated[float, Field(gt=0)]
     zero_point: Annotated[int, Field(ge=-128, le=255)]
+    dtype: Literal["int8", "uint8"] = "int8"
 
 
 class Rewrite(Schema):
@@ -88,7 +89,7 @@ class OpRule(Schema):
     int8: bool = Field(False, description="whether the compiler may run it in INT8")
     int8_ranks: tuple[int, ...] = Field((), description="ranks that may run in INT8; empty means all of `ranks`")
     int8_output: Output | None = Field(None, description="what its INT8 kernel writes in, whatever the data")
-    cell: Literal["int8", "float"] | None = Field(None, description="of Scan: the gates and the cell state of a recurrent step in INT8, or only its products and h")
+    cell: Literal["int8", "float"] | None = Field(None, description="of Scan: gates and cell state of a recurrent step in INT8 too, or (the default) only its products and h")
     rewrite: Rewrite | None = Field(None, description="taken only after this rewrite")
     max_opset: int | None = None
     note: str | None = None

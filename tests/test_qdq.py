@@ -207,3 +207,17 @@ def test_a_recurrent_layer_is_a_loop_on_integers_with_its_state_on_one_scale(tmp
     want, got = run(path, x)["y0"], run(file, x)["y0"]
     noise = np.square(got - want).mean() / np.square(want).mean()
     assert 1e-6 < noise < 1e-2
+
+
+def test_a_small_last_layer_is_found_behind_its_bias_and_reshape_and_a_large_one_is_not(tmp_path):
+    module = Lambda(lambda m, x: (m.head(m.body(x).mean(1))[:, 0], m.body(x)), body=nn.Linear(40, 60), head=nn.Linear(60, 1))
+    model = graph.load(export(tmp_path, module, (1, 50, 40)))
+    assert qdq.last_layers(model, ["y0"]) == ["head/Gemm"]
+    assert qdq.last_layers(model, ["y1"]) == []
+
+
+def test_what_a_kernel_writes_in_keeps_its_sign(tmp_path):
+    module = Lambda(lambda m, x: m.b(torch.tanh(m.a(x))), a=nn.Linear(6, 6), b=nn.Linear(6, 6))
+    model = graph.load(export(tmp_path, module, (1, 7, 6)))
+    ops = {**ALL, "Tanh": {"int8": True, "int8_output": {"scale": 1 / 128, "zero_point": 0}}}
+    assert list(qdq.precisions(model, ops, outputs=True).fixed.values()) == [Scale(1 / 128, 0, "int8")]

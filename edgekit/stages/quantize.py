@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 NEEDS = ("prune", "calibrate")
-SEMANTICS = 1
+SEMANTICS = 2  # 2: every kind of layer; last layers that cost nothing give floats
 TOOLS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
 
 PROOF_CLIPS = 2
@@ -84,6 +84,10 @@ def run(job: Job) -> None:
 
     skips = _skips(job.spec.get("skip", []), engines)
     for engine in engines:
+        if numbers.outputs:
+            ports = [port for step in flow["steps"] if step["engine"] == engine.name for way in ("give", "stack") for port, name in step.get(way, {}).items() if name in flow["outputs"]]
+            for layer in qdq.last_layers(engine.model, ports):
+                skips[engine.name].setdefault(layer, "gives a result: integers would leave it 256 values")
         engine.precisions = qdq.precisions(engine.model, job.spec["int8"], skips[engine.name], numbers.outputs)
 
     ranges = _ranges(job, flow, engines, statistics)
