@@ -55,7 +55,7 @@ def install(name: str) -> str:
         side.ARM64: lambda where: side.check(where, side.ARM64),
         vela.TOOL: vela.check,
     }
-    where = tools.install(name, checks.get(name, lambda where: None))
+    where = tools.install(name, checks[tools.tool(name).name])
     return f"{name}: {tools.TOOLS[name].distribution} {tools.version(name)} in {where}"
 
 

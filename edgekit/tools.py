@@ -63,6 +63,19 @@ TOOLS = {
 }
 
 
+def tool(name: str) -> Tool:
+    """The tool called `name`.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from edgekit.document import suggestion
+
+    if name not in TOOLS:
+        raise UsageError(f"{name}: no such tool", suggestion(name, list(TOOLS)))
+    return TOOLS[name]
+
+
 def root() -> Path:
     """Where tools are kept."""
     chosen = os.environ.get("EDGEKIT_TOOLS")
@@ -83,12 +96,12 @@ def install_hint(name: str) -> str:
 
 def version(name: str, where: Path | None = None) -> str | None:
     """Installed version of the tool's distribution; None if the tool is not here or cannot start."""
-    tool, where = TOOLS[name], where or folder(name)
+    known, where = TOOLS[name], where or folder(name)
     # exists() follows the link of a virtual environment: its Python may have gone.
-    if not _python(tool, where).exists() or (tool.machine and shutil.which(_QEMU) is None):
+    if not _python(known, where).exists() or (known.machine and shutil.which(_QEMU) is None):
         return None
-    module = tool.distribution.replace("-", "_")
-    for packages in _package_folders(tool, where):
+    module = known.distribution.replace("-", "_")
+    for packages in _package_folders(known, where):
         for info in sorted(packages.glob(f"{module}-*.dist-info")):
             return info.name.removeprefix(f"{module}-").removesuffix(".dist-info")
     return None
@@ -100,19 +113,19 @@ def command(name: str, where: Path | None = None) -> list[str]:
     Raises:
         ToolMissing: it is not installed.
     """
-    tool = TOOLS[name]
+    known = TOOLS[name]
     if version(name, where) is None:
         raise missing(name)
     where = where or folder(name)
-    emulator = [_QEMU, "-L", str(where)] if tool.machine else []
-    return [*emulator, str(_python(tool, where)), "-I"]
+    emulator = [_QEMU, "-L", str(where)] if known.machine else []
+    return [*emulator, str(_python(known, where)), "-I"]
 
 
 def missing(name: str) -> ToolMissing:
-    tool = TOOLS[name]
-    if tool.machine and shutil.which(_QEMU) is None:
+    known = TOOLS[name]
+    if known.machine and shutil.which(_QEMU) is None:
         return ToolMissing(f"{name}: `{_QEMU}` is not on the PATH", "apt-get install qemu-user")
-    return ToolMissing(f"{tool.distribution} {tool.wanted} ({tool.purpose}) is not installed here", install_hint(name))
+    return ToolMissing(f"{known.distribution} {known.wanted} ({known.purpose}) is not installed here", install_hint(name))
 
 
 def install(name: str, check: Callable[[Path], None]) -> Path:
@@ -126,17 +139,13 @@ def install(name: str, check: Callable[[Path], None]) -> Path:
         ToolMissing: no fitting Python, pip or apt is here, or the download failed.
         ResourceError: the folder cannot be written.
     """
-    from edgekit.document import suggestion
-
-    if name not in TOOLS:
-        raise UsageError(f"{name}: no such tool", suggestion(name, list(TOOLS)))
-    tool, final = TOOLS[name], folder(name)
-    make = _make_arm64_root if tool.machine else _make_environment
+    wanted, final = tool(name), folder(name)
+    make = _make_arm64_root if wanted.machine else _make_environment
     with _alone(final.parent):
         staging = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=final.parent))
         try:
-            make(tool, staging)
-            progress.note(f"checking {tool.distribution}")
+            make(wanted, staging)
+            progress.note(f"checking {wanted.distribution}")
             check(staging)
             staging.chmod(0o755)
             _publish(staging, final)
@@ -225,9 +234,13 @@ def _run(arguments: Sequence[str], fault: str) -> str:
     lines: list[str] = []
     with subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            progress.note(line.rstrip())
+        try:
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                progress.note(line.rstrip())
+        except BaseException:  # interrupted: do not wait for a download
+            process.kill()
+            raise
     if process.returncode != 0:
         said = "\n".join(f"    {line}" for line in lines[-_LAST_LINES:])
         raise ToolMissing(f"{fault} (exit code {process.returncode}):\n{said}", "see what the command says above; pip reads its index from `pip config`")
