@@ -140,6 +140,9 @@ def _refuse_foreign_data(path: Path, proto: onnx.ModelProto) -> None:
     import onnx
 
     for message in _messages(proto):
+        # protobuf gives text that is not UTF-8 as bytes
+        if any(field.type == field.TYPE_STRING and bytes in map(type, [value] if isinstance(value, (str, bytes)) else value) for field, value in message.ListFields()):
+            raise CheckpointError(f"{path}: a name in it is not UTF-8 text", "copy it again; it may be damaged")
         if isinstance(message, onnx.TensorProto):
             # Whatever file it names, inside the folder or out of it: only this one is in the key.
             if message.data_location == onnx.TensorProto.EXTERNAL or message.external_data:
