@@ -179,6 +179,72 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle: folder or .ta
 
 
 @command(app)
+def compare(a: Annotated[str, typer.Argument(metavar="A", help="The reference: ONNX, OpenVINO IR, .tflite, a recipe, a bundle, or recorded outputs.")],
+            b: Annotated[str, typer.Argument(metavar="B", help="What is judged against it. `@WORD` behind either picks a part, such as recipe.yaml@pruned.")],
+            data: Annotated[str | None, typer.Option("--data", help="Folder or file of inputs, recipe (its test split), data set of calibration/, or random:N.")] = None,
+            atol: Annotated[list[str] | None, typer.Option("--atol", metavar="[OUT:]TOL", help="Absolute tolerance; either this or --rtol must hold.")] = None,
+            rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="[OUT:]TOL", help="Relative tolerance, of |B|.")] = None,
+            stat: Annotated[list[str] | None, typer.Option("--check-error-stat", metavar="[OUT:]STAT", help="What must be within: elemwise, max, mean, median or quantile.")] = None,
+            quantile: Annotated[float, typer.Option("--error-quantile", min=0, max=1, help="For --check-error-stat quantile.")] = 0.99,
+            min_sqnr: Annotated[list[str] | None, typer.Option("--min-sqnr", metavar="[OUT:]DB", help="SQNR over all samples, in dB.")] = None,
+            min_cosine: Annotated[list[str] | None, typer.Option("--min-cosine", metavar="[OUT:]COS", help="Cosine over all samples.")] = None,
+            infinities: Annotated[bool, typer.Option("--infinities-compare-equal", help="The same infinity on both sides is no error.")] = False,
+            mapping: Annotated[Path | None, typer.Option("--map", help="YAML, B's names to A's: `theirs: ours`.")] = None,
+            outputs: Annotated[list[str] | None, typer.Option("--outputs", help="Compare this output of A only; may be repeated.")] = None,
+            samples: Annotated[int | None, typer.Option("--samples", min=1, help="The first so many only.")] = None,
+            seed: Annotated[int, typer.Option("--seed", min=0, help="Of random data.")] = 0,
+            val_range: Annotated[list[str] | None, typer.Option("--val-range", metavar="[IN:]LOW,HIGH", help="Of random data, -1,1 by default.")] = None,
+            shapes: Annotated[list[str] | None, typer.Option("--input-shape", metavar="IN:N,N,...", help="Of random data where the model leaves an axis free.")] = None,
+            stream: Annotated[bool, typer.Option("--stream", help="Samples are streams: states are carried from call to call.")] = False,
+            stream_axis: Annotated[int | None, typer.Option("--stream-axis", min=0, help="The inputs' time axis; by default a call takes one step and has none.")] = None,
+            steps: Annotated[int | None, typer.Option("--steps", min=1, help="Length of random streams, 64 by default.")] = None,
+            chunk_a: Annotated[int | None, typer.Option("--chunk-a", min=1, help="Steps per call of A, where it leaves that free.")] = None,
+            chunk_b: Annotated[int | None, typer.Option("--chunk-b", min=1, help="Steps per call of B, where it leaves that free.")] = None,
+            rate_hz: Annotated[float | None, typer.Option("--rate-hz", help="Steps a second, for the time axis.")] = None,
+            state: Annotated[list[str] | None, typer.Option("--state", metavar="IN:OUT", help="A state of a single graph; by default every x_in with its x_out.")] = None,
+            threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of both sides.")] = None,
+            save: Annotated[Path | None, typer.Option("--save-outputs", help="Write every sample's outputs to FOLDER/a and FOLDER/b, which compare reads again.")] = None,
+            junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
+            cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
+    """Say whether two models give the same, where they differ and by how much; exit code 3 if they do."""
+    from edgekit.parity import arguments, check, show
+
+    progress.set_quiet(quiet or as_json)
+    found = check.compare(
+        a, b, data, atol=arguments.numbers(atol, "--atol"), rtol=arguments.numbers(rtol, "--rtol"), check_error_stat=arguments.stats(stat), quantile=quantile,
+        min_sqnr_db=arguments.numbers(min_sqnr, "--min-sqnr"), min_cosine=arguments.numbers(min_cosine, "--min-cosine"), infinities_compare_equal=infinities,
+        mapping=mapping, outputs=outputs or (), samples=samples, seed=seed, val_range=arguments.ranges(val_range), input_shapes=arguments.shapes(shapes),
+        stream=stream, stream_axis=stream_axis, steps=steps, chunk_a=chunk_a, chunk_b=chunk_b, rate_hz=rate_hz, states=arguments.states(state), threads=threads, cache=cache,
+        on_sample=None if save is None else show.writer(save),
+    )  # fmt: skip
+    if junit is not None:
+        show.write_junit(found, junit)
+    if as_json:
+        print(json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False))
+    elif quiet:
+        print(found.verdict if found else f"{found.verdict}: {found.reasons[0]}")
+    else:
+        show.show(_stdout(), found)
+    raise typer.Exit(found.exit_code)
+
+
+@command(app, name="verify")
+def verify_bundle(bundle: Annotated[str, typer.Argument(help="A bundle: folder or .tar.zst.")],
+                  threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of the engines.")] = None, as_json: Json = False) -> None:  # fmt: skip
+    """Check one bundle: every hash, then its golden clips through its engines; exit code 3 if an answer is off."""
+    from edgekit.parity import golden
+    from edgekit.parity.runners import Options
+
+    found = golden.verify(bundle, Options(threads))
+    if as_json:
+        print(json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False))
+    else:
+        where = "the artifact, here" if found.measured_on == "host" else "simulated, the artifact does not run here"
+        print("\n".join([f"{bundle}: {found.files} files, every sha256 matches", *found.failures(), f"{sum(c.is_ok for c in found.checks)} of {len(found.checks)} golden checks hold ({where})"]))
+    raise typer.Exit(found.exit_code)
+
+
+@command(app)
 def doctor(install: Annotated[list[str] | None, typer.Option("--install", metavar="TOOL", help="Install a tool that lives beside edgekit's environment.")] = None,
            cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False) -> None:  # fmt: skip
     """Tell versions, disk and missing tools, and what to install."""

@@ -17,7 +17,7 @@ import numpy as np
 import edgekit
 from edgekit import progress
 from edgekit.artifact import tool_version
-from edgekit.errors import DataError, UsageError
+from edgekit.errors import DataError
 from edgekit.metrics import METRICS, Metric, paired_bootstrap
 from edgekit.parity.flows import BundleSide
 from edgekit.parity.measure import Accumulator, Limits, tolerance
@@ -303,22 +303,3 @@ class _Clock:
 
     def __exit__(self, *_: object) -> None:
         self._seconds[self._name] += time.perf_counter() - self._from
-
-
-def parse_per_output(texts: Iterable[str], option: str) -> dict[str, float]:
-    """`--atol 1e-3 --atol mask:0.02` → {"": 0.001, "mask": 0.02}; the name may hold colons itself.
-
-    Raises:
-        UsageError: not a number.
-    """
-    found = {}
-    for text in texts:
-        name, _, number = text.rpartition(":")
-        try:
-            value = float(number)
-        except ValueError:
-            raise UsageError(f"{option} {text}: `{number}` is not a number", f"such as {option} 1e-3, or {option} output:1e-3") from None
-        if not value >= 0 and option in ("--atol", "--rtol"):
-            raise UsageError(f"{option} {text}: a tolerance is not negative")
-        found[name] = value
-    return found

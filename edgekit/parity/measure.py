@@ -74,7 +74,10 @@ def tolerance(name: str, limits: Limits, numbers_a: str, numbers_b: str) -> Tole
         return Tolerance("elemwise", None, None, min_sqnr_db=SAME_INT8_SQNR_DB, why="default for INT8 against INT8: kernels may round a sum by one step")
     if integers == 1:
         return Tolerance("elemwise", None, None, min_sqnr_db=INT8_SQNR_DB, why="default for INT8 against float")
-    return Tolerance("max", FLOAT_FLOOR, None, of_peak=FLOAT_OF_PEAK, why="default for float against float: sums in another order, not another precision")
+    why = "default for float against float: sums in another order, not another precision"
+    if "unknown" in (numbers_a, numbers_b):
+        why = "default for float against float, a recording does not say what it was computed in"
+    return Tolerance("max", FLOAT_FLOOR, None, of_peak=FLOAT_OF_PEAK, why=why)
 
 
 class Accumulator:

@@ -20,7 +20,7 @@ pruned model, `model.tflite@2.14` the interpreter of 2023. What `run` gets is ne
 
 from __future__ import annotations
 
-import contextlib
+import difflib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -171,10 +171,8 @@ def kind_of(path: Path) -> str:
         UsageError: there is nothing, or nothing that we know.
     """
     if not path.exists():
-        with contextlib.suppress(OSError):
-            near = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise UsageError(f"{path}: there is no such file or folder", suggestion(str(path), near) if near else None)
-        raise UsageError(f"{path}: there is no such file or folder")
+        near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else [], n=1)
+        raise UsageError(f"{path}: there is no such file or folder", f"did you mean `{path.parent / near[0]}`?" if near else None)
     if path.is_dir():
         return next((kind for name, kind in FOLDERS.items() if (path / name).is_file()), "recorded")
     for kind, (suffixes, _) in KINDS.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as xml
@@ -121,6 +123,29 @@ def _short(value: float) -> str:
 
 def _decibel(value: float) -> str:
     return "equal" if value == math.inf else f"{value:.1f}"
+
+
+def writer(folder: Path) -> Callable[..., None]:
+    """What writes each sample's outputs to folder/a/<sample>.npz and folder/b/<sample>.npz.
+
+    Raises:
+        ResourceError: the folder cannot be written.
+    """
+    import numpy as np
+
+    def write(sample: str, feeds: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+        name = re.sub(r"[^A-Za-z0-9_.~#-]", "_", sample)
+        try:
+            for side, tensors in (("a", a), ("b", b)):
+                (folder / side).mkdir(parents=True, exist_ok=True)
+                part = folder / side / f".{name}.part"
+                with part.open("wb") as file:
+                    np.savez(file, **tensors)
+                part.replace(folder / side / f"{name}.npz")
+        except OSError as error:
+            raise ResourceError(f"{folder}: cannot be written ({str(error.strerror).lower()})") from None
+
+    return write
 
 
 def write_junit(found: Comparison, path: Path) -> None:
