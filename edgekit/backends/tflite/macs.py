@@ -184,7 +184,7 @@ def _pad_picture(low: Lowering, source: int, in_hw, out_hw, kernel, stride, dila
 
 @lowers("ConvTranspose", ranks=(3, 4))
 def conv_transpose(low: Lowering, node: ir.Node) -> None:
-    """TRANSPOSE_CONV without padding, and a SLICE that crops; groups one by one."""
+    """TRANSPOSE_CONV, and a SLICE where the padding is not TFLite's SAME; groups one by one."""
     x, weight = low.ref(node.inputs[0]), low.constant(node.inputs[1])
     if weight is None:
         raise unsupported(node, "the weights are not constant")
@@ -209,33 +209,36 @@ def conv_transpose(low: Lowering, node: ir.Node) -> None:
     same = all(o == d * s and p[0] == max((d - 1) * s + k - o, 0) // 2 for d, o, s, k, p in zip(in_hw, out_hw, stride, kernel, pads, strict=True))
     full = out_hw if same else tuple(max((d - 1) * s + k, p[0] + o) for d, s, k, p, o in zip(in_hw, stride, kernel, pads, out_hw, strict=True))
 
-    parts = _split_channels(low, source, group)
+    crops = full != out_hw or (not same and any(p[0] for p in pads))
     n, o = x.shape[0], weight.shape[1]
+    options = {"padding": SAME if same else VALID, "strideH": stride[0], "strideW": stride[1]}
+    dtype = "float32" if out_q is None else "int8"
+    shape = shape_of(tail.value)
     results = []
-    for g, part in enumerate(parts):
+    for g, part in enumerate(_split_channels(low, source, group)):
         rows = slice(g * x.shape[1] // group, (g + 1) * x.shape[1] // group)
         own = Constant(weight.name, weight.array[rows], None if weight.integers is None else weight.integers[rows], weight.quant)
         made = make_filter(own, 1, None if bias is None else bias[g * o : (g + 1) * o], in_q, out_q)
-        weights, bias_index = made.constants(low, f"{node.name}" + (f".{g}" if group > 1 else ""), lambda w: w.reshape(o, -1, *kernel).transpose(0, 2, 3, 1), 0)
-        shape = (n, *full, o)
-        out = low.sub.tensor(f"{tail.value.name}/full", shape, "float32" if out_q is None else "int8", quant=out_q)
+        weights, bias_index = made.constants(low, node.name if group == 1 else f"{node.name}.{g}", lambda w: w.reshape(o, -1, *kernel).transpose(0, 2, 3, 1), 0)
+        sizes = (n, *full, o)
         # Version 3 has a bias; a fused activation would need version 4, of TensorFlow Lite 2.13.
-        low.sub.op(
-            "TRANSPOSE_CONV",
-            [low.ints(shape), weights, part, bias_index],
-            [out],
-            {"padding": SAME if same else VALID, "strideH": stride[0], "strideW": stride[1]},
-        )
-        low.record(tail.nodes, out)
-        results.append(out)
-    joined = results[0]
-    if group > 1:
-        joined = low.sub.tensor(f"{tail.value.name}/groups", (n, *full, channels), "float32" if out_q is None else "int8", quant=out_q)
-        low.sub.op("CONCATENATION", results, [joined], {"axis": 3})
-    shape = shape_of(tail.value)
-    begin, size = (0, *[0 if same else p[0] for p in pads], 0), (n, *out_hw, channels)
-    cropped = low.emit(tail, "SLICE", [joined, low.ints(begin), low.ints(size)], shape, order, quant=out_q)
-    low.bind(tail.value, _activate(low, tail, cropped, order))
+        inputs = [low.ints(sizes), weights, part, bias_index]
+        if group == 1 and not crops:
+            low.bind(tail.value, _activate(low, tail, low.emit(tail, "TRANSPOSE_CONV", inputs, shape, order, quant=out_q, options=options), order))
+            return
+        results.append(low.sub.tensor(f"{tail.value.name}/full", sizes, dtype, quant=out_q))
+        low.sub.op("TRANSPOSE_CONV", inputs, [results[-1]], options)
+        low.record(tail.nodes, results[-1])
+    if not crops:
+        out = low.emit(tail, "CONCATENATION", results, shape, order, quant=out_q, options={"axis": 3})
+    else:
+        joined = results[0]
+        if group > 1:
+            joined = low.sub.tensor(f"{tail.value.name}/groups", (n, *full, channels), dtype, quant=out_q)
+            low.sub.op("CONCATENATION", results, [joined], {"axis": 3})
+        begin, size = (0, *[0 if same else p[0] for p in pads], 0), (n, *out_hw, channels)
+        out = low.emit(tail, "SLICE", [joined, low.ints(begin), low.ints(size)], shape, order, quant=out_q)
+    low.bind(tail.value, _activate(low, tail, out, order))
 
 
 def _activate(low: Lowering, tail: Tail, x: Ref, order: Order) -> Ref:

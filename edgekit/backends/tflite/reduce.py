@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgekit.backends.tflite.elementwise import FORCED, common_order
-from edgekit.backends.tflite.lower import Constant, Lowering, index_of, lowers, unsupported
+from edgekit.backends.tflite.lower import Constant, Lowering, Order, Ref, index_of, lowers, unsupported
 from edgekit.backends.tflite.macs import NHWC, NTC, SAME, VALID, as_2d, order_with_last, pads_of, same_padding, spatial_attribute
+from edgekit.backends.tflite.writer import Quant
 from edgekit.graph import attribute, shape_of
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ def pool(low: Lowering, node: ir.Node) -> None:
     correct: np.ndarray | None = None
     if padded and average and not counts_padding and not same:
         integer, correct = False, _share_of_real_pixels(in_hw, out_hw, kernel, stride, pads)
+    if average and integer and (not padded or counts_padding) and low.quant_of(node.outputs[0]) != x.quant:
+        low.bind(node.outputs[0], _average_by_conv(low, node, x, order, kernel, stride, pads))
+        return
     source = low.native(x, order) if integer else low.floats(x, order)
     if padded and (not same or counts_padding):
         same = False
@@ -96,6 +100,18 @@ def pool(low: Lowering, node: ir.Node) -> None:
         factor = Constant(f"{node.name}/factor", correct if spatial == 2 else correct[0])
         out = low.emit(node, "MUL", [index_of(out), low.laid_constant(factor, len(shape), order)], shape, order)
     low.bind(node.outputs[0], out)
+
+
+def _average_by_conv(low: Lowering, node: ir.Node, x: Ref, order: Order, kernel, stride, pads) -> Ref:
+    """An int8 mean in numbers of its own: AVERAGE_POOL_2D writes in those of its input, a convolution with ones of scale 1/n rounds once."""
+    quant, channels = low.quant_of(node.outputs[0]), x.shape[1]
+    ones = np.ones((1, *kernel, channels), np.int8)
+    scale = np.full(channels, 1 / (kernel[0] * kernel[1]), np.float32)
+    weights = low.sub.constant(f"{node.name}/ones", ones, Quant.per_channel(scale, 3))
+    bias = low.sub.constant(f"{node.name}/zeros", np.zeros(channels, np.int32), Quant.per_channel(scale * x.quant.scale[0], 0))
+    source = low.pad(low.native(x, order), ((0, 0), *pads, (0, 0)))
+    options = {"padding": VALID, "strideH": stride[0], "strideW": stride[1], "depthMultiplier": 1}
+    return low.emit(node, "DEPTHWISE_CONV_2D", [source, weights, bias], shape_of(node.outputs[0]), order, quant=quant, options=options)
 
 
 def _share_of_real_pixels(in_hw, out_hw, kernel, stride, pads) -> np.ndarray:
