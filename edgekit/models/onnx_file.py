@@ -84,6 +84,7 @@ def read(path: Path, sources: Mapping[str, Mapping[str, Any]]) -> OnnxFile:
     _refuse_types(path, proto)
     inputs, outputs = ({v.name: _shape(v) for v in values} for values in (proto.graph.input, proto.graph.output))
     source = proto.SerializeToString()
+    _require_running(path, source)
     converted, opset_max_abs = _at_our_opset(path, proto)
     port_names = _name_ports(converted)
     _squeeze_outputs(converted)
@@ -274,6 +275,15 @@ def _refuse_types(path: Path, proto: onnx.ModelProto) -> None:
             element = value.type.tensor_type.elem_type
             if element != onnx.TensorProto.FLOAT:
                 raise CheckpointError(f"{path}: {kind} `{value.name}` is {onnx.TensorProto.DataType.Name(element).lower()}, only float32 is taken", "export the float32 model")
+
+
+def _require_running(path: Path, model: bytes) -> None:
+    try:
+        graph.on_random_inputs(model)
+    # ONNX Runtime raises types of its own, without a common base: all of them say that this graph does not run.
+    except Exception as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CheckpointError(f"{path}: ONNX Runtime cannot run it: {first[:300]}", "export the model again") from None
 
 
 def _count_finite(path: Path, model: ir.Model, theirs: Mapping[str, str]) -> int:

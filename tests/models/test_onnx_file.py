@@ -257,7 +257,7 @@ def values_decide(proto):
         (typed(0, TensorProto.FLOAT16), r"not a valid ONNX model|input `x` is float16"),
         (integers, r"output `k` is int64, only float32 is taken"),
         (values_decide, r"output `f` has no static shape"),
-        (lambda p: p.opset_import[0].__setattr__("version", 999), r"not a valid ONNX model|opset 999"),
+        (lambda p: p.opset_import[0].__setattr__("version", 999), r"ONNX Runtime cannot run it: .*FAIL"),
         (lambda p: p.graph.ClearField("node"), r"without a graph"),
         (lambda p: p.opset_import.pop(), r"says no opset"),
         (lambda p: p.graph.node[0].input.__setitem__(0, "nobody"), r"not a valid ONNX model"),
