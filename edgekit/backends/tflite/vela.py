@@ -9,9 +9,11 @@ model of the NPU, the same on every host.
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +68,7 @@ class Compiled:
         model: the .tflite for the device.
         placement: {output tensor of an op in the given model: "npu" or "cpu"}.
         cycles: {the same tensor: estimated NPU cycles}, for ops that Vela lists under their own name.
-        summary: version, options, counts of ops and Vela's estimates, for build.json.
+        summary: version, options, counts of ops, why some were left to the CPU, and Vela's estimates; for build.json.
     """
 
     model: Path
@@ -88,7 +90,7 @@ def compile(model: Path, out: Path, *, accelerator: str = _DEFAULTS["accelerator
     """
     chosen = {"accelerator-config": accelerator, "system-config": system_config, "memory-mode": memory_mode, "optimise": optimise}
     with tempfile.TemporaryDirectory(prefix="vela-") as work:
-        _run(model, Path(work), chosen, tools.command(TOOL), timeout_s)
+        log = _run(model, Path(work), chosen, tools.command(TOOL), timeout_s)
         compiled = Path(work) / f"{model.stem}_vela.tflite"
         layers, sums = Path(work) / f"{model.stem}_per-layer.csv", list(Path(work).glob(f"{model.stem}_summary_*.csv"))
         if not (compiled.is_file() and layers.is_file() and len(sums) == 1):
@@ -97,7 +99,7 @@ def compile(model: Path, out: Path, *, accelerator: str = _DEFAULTS["accelerator
         counts = {where: sum(place == where for place in placed.values()) for where in (NPU, CPU)}
         if not counts[NPU]:
             raise EdgekitError(f"{model}: Vela placed none of its {counts[CPU]} ops on the NPU", "quantize it: the NPU takes integers only")
-        summary = {"vela": tools.version(TOOL), **chosen, "npu_ops": counts[NPU], "cpu_ops": counts[CPU], "estimated": _summary(sums[0])}
+        summary = {"vela": tools.version(TOOL), **chosen, "npu_ops": counts[NPU], "cpu_ops": counts[CPU], "refused": _refused(log), "estimated": _summary(sums[0])}
         out.mkdir(parents=True, exist_ok=True)
         final = out / compiled.name
         shutil.copyfile(compiled, final)
@@ -117,12 +119,12 @@ def check(where: Path) -> None:
             raise EdgekitError(f"Vela {tools.version(TOOL, where)} places no op of {_CHECK_MODEL.name} on the NPU")
 
 
-def _run(model: Path, work: Path, chosen: Mapping[str, str], python: list[str], timeout_s: float) -> None:
+def _run(model: Path, work: Path, chosen: Mapping[str, str], python: list[str], timeout_s: float) -> str:
+    """What Vela printed."""
     flags = [f"--{name}={value}" for name, value in chosen.items()]
     # Vela's own program is a two-line script with the environment's path in it, and we have moved that.
     program = "import sys; from ethosu.vela.vela import main; sys.argv[0] = 'vela'; sys.exit(main())"
     arguments = [*python, "-c", program, *flags, f"--output-dir={work}", "--verbose-performance", str(model.absolute())]
-    log = ""
     try:
         ran = subprocess.run(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout_s, cwd=work)
         log, code = ran.stdout.decode(errors="replace"), ran.returncode
@@ -131,6 +133,15 @@ def _run(model: Path, work: Path, chosen: Mapping[str, str], python: list[str], 
     if code != 0:
         how = f"exit code {code}" if code > 0 else f"signal {-code}"
         raise EdgekitError(f"{model}: Vela failed ({how}):\n{tools.tail(log)}")
+    return log
+
+
+def _refused(log: str) -> dict[str, int]:
+    """{"kind of op: Vela's reason to leave it to the CPU": how many}, most frequent first."""
+    found = re.findall(r"operator: (\w+), ofm: .*\nReason: (.+)", log)
+    # A reason that names a tensor would count once for each.
+    reasons = Counter(f"{kind}: {re.sub(r' *[(].*', '', reason)}" for kind, reason in found)
+    return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
 
 
 def placement(original: Path, compiled: Path) -> dict[str, str]:

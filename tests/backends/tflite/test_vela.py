@@ -32,6 +32,11 @@ def test_each_op_is_placed_where_the_compiled_file_has_it(model, tmp_path):
         "x_int8": "cpu", "conv": "npu", "tokens": "npu", "scores": "npu", "softmax": "npu", "softmax_float": "cpu", "y": "cpu",
     }  # fmt: skip
     assert made.summary["vela"] == tools.version(vela.TOOL) and (made.summary["npu_ops"], made.summary["cpu_ops"]) == (4, 3)
+    assert made.summary["refused"] == {
+        "DEQUANTIZE: Unsupported opType": 1,
+        "QUANTIZE: Operation has tensor with unsupported DataType Float32": 1,
+        "SIN: Unsupported opType": 1,
+    }
 
 
 @has_vela
