@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,13 +64,23 @@ def _facts(lowered: Lowered) -> dict[str, Any]:
 
 def _run_once(name: str, folder: Path, target: Mapping[str, Any]) -> None:
     """Load and run the file on zeros: a runtime may know every op and still refuse a form of one."""
-    shapes = _input_shapes(folder / MODEL)
+    zeros = {port: np.zeros(shape, dtype) for port, (shape, dtype) in _input_shapes(folder / MODEL).items()}
+    refused = _refusal(lambda: open(folder, target, threads=1)(zeros))
+    if refused is not None:
+        # A delegate stands for many nodes; the built-in kernels say which one it is.
+        plain = _refusal(lambda: Session(folder / MODEL, 1, xnnpack=False)(zeros))
+        raise TargetError(f"engine `{name}`: the runtime refuses {MODEL}: {_name_node(plain or refused, folder)}", "this is a bug of the lowering; please report it")
+
+
+def _refusal(run: Callable[[], Any]) -> str | None:
+    """The message with which loading or running fails, or None."""
     try:
-        open(folder, target, threads=1)({port: np.zeros(shape, dtype) for port, (shape, dtype) in shapes.items()})
+        run()
     except ToolMissing:
         raise
     except (EdgekitError, ValueError, RuntimeError) as error:
-        raise TargetError(f"engine `{name}`: the runtime refuses {MODEL}: {_name_node(str(error), folder)}", "this is a bug of the lowering; please report it") from error
+        return str(error)
+    return None
 
 
 def _name_node(message: str, folder: Path) -> str:

@@ -47,8 +47,6 @@ def out_size(d, k, s, r, pads):
     integer=st.booleans(),
 )
 def test_conv_2d(kind, kernel, stride, dilation, pads, bias, activation, integer):
-    if kind != "dense" and dilation != (1, 1):
-        stride = (1, 1)  # no kernel takes both in one
     group, out = {"dense": (1, 6), "depthwise": (4, 4), "multiplier": (4, 8), "grouped": (2, 6)}[kind]
     size = [out_size(d, k, s, r, p) for d, k, s, r, p in zip((9, 10), kernel, stride, dilation, (pads[::2], pads[1::2]), strict=True)]
     weights = {"w": weight(out, 4 // group, *kernel), "b": weight(out), "lo": np.float32(0), "hi": np.float32(6)}
