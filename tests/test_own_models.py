@@ -6,11 +6,14 @@ import json
 import re
 import shutil
 import warnings
+import wave
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import edgekit
 from edgekit import graph
@@ -301,3 +304,35 @@ def test_an_installed_packages_model_is_built_and_its_version_enters_the_key(pro
     done = edgekit.build("car.yaml", ["load.model=acme_tiny", "load.config=tiny", "load.checkpoint=model.safetensors"])
     assert done.report["verdict"] == "pending-device"
     assert json.loads((entry(project, "load") / "model.json").read_text())["code"] == {"distribution": "acme 1.5"}
+
+
+# one modality
+
+
+def test_an_onnx_file_that_hears_builds_from_a_folder_of_sound(project):
+    rng = np.random.default_rng(0)
+    for path in (project.root / "cabin").glob("*.npz"):
+        path.unlink()
+        with wave.open(str(path.with_suffix(".wav")), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes((3000 * rng.standard_normal(int(rng.integers(300, 900)))).astype("<i2").tobytes())
+    description = project.root / "calibration/cabin.yaml"
+    description.write_text(description.read_text() + "parts: audio\nsample_rate_hz: 8000\nlabels: {mood: o}\n")
+    torch.manual_seed(0)
+    hearing = nn.Sequential(nn.Conv1d(1, 8, 9, 4), nn.ReLU(), nn.Conv1d(8, 8, 9, 4), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 1)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(hearing, torch.randn(1, 1, 512), str(project.root / "ear.onnx"), dynamo=False, opset_version=17, input_names=["sound"], output_names=["mood"])
+    load = "load={model: ear.onnx, inputs: {sound: {source: audio, layout: CS, sample_rate_hz: 8000, normalize: none}}}"
+    done = edgekit.build("car.yaml", [load])
+    assert done.report["primary"] == "mood" and done.report["n"] == 6
+    with open_bundle(done.archive) as bundle:
+        bundle.verify()
+    spec = json.loads((project.root / "build/car/preprocess.json").read_text())
+    data = open_dataset("cabin", "test", None, project.root, project.root / ".edgekit")
+    with torch.no_grad():
+        values = [float(hearing(torch.from_numpy(preprocess(spec, data.clip(id))["wave"])[None])) for id in data.ids]
+    assert done.report["predictions"]["float"] == pytest.approx(values, abs=1e-6)
+    assert done.report["predictions"]["artifact"] == pytest.approx(values, abs=0.02)
+    golden = load_file(project.root / "build/car/golden.safetensors")
+    assert not [name for name in golden if name.endswith("/frames")] and [name for name in golden if name.endswith("/input/wave")]

@@ -51,6 +51,7 @@ class Folder(Schema):
     root: Text = Field(description="folder of the media, relative to the YAML")
     csv: Text = Field("labels.csv", description="the labels, relative to `root`")
     id: Text | None = Field(None, description="names a clip, such as `{video_id}/{clip_id:04}`; by default the column `id`, else the media path")
+    parts: Literal["both", "video", "audio"] = Field("both", description="what the clips have; `video` and `audio` are for models that take one of them")
     media: Text | None = Field(None, description="file with picture and sound, such as `Raw/{id}.mp4`")
     video: Text | None = Field(None, description="file with the picture, if the sound is elsewhere")
     audio: Text | None = Field(None, description="file with the sound, if the picture is elsewhere")
@@ -117,6 +118,7 @@ class FolderSplit:
         self.metrics = spec.metrics + ((spec.metric,) if spec.metric else ())
         self.metric_direction = spec.metric_direction
         self._sample_rate_hz = spec.sample_rate_hz
+        self._parts = spec.parts
         self._rows = {row.id: row for row in rows}
         self._media = media
         self._sha256: dict[Path, str] = {}
@@ -125,17 +127,19 @@ class FolderSplit:
         """Decode one clip.
 
         Raises:
-            DataError: media that is damaged, empty, without picture or sound, or changed since `digest`.
+            DataError: media that is damaged, empty, without picture or sound (if it is to have both), or changed since `digest`.
         """
         # numpy: opening a set for `edgekit plan` must not wait for it.
+        import numpy as np
+
         from edgekit.datasets import media
 
         row, (video, audio) = self._rows[id], self._media[id]
         for path in (video, audio):
             if path in self._sha256 and _sha256(path) != self._sha256[path]:
                 raise DataError(f"{path}: changed since this command began", "run it again")
-        frames, fps = media.read_video(video)
-        samples = media.read_audio(audio, self._sample_rate_hz)
+        frames, fps = media.read_video(video) if self._parts != "audio" else (np.zeros((0, 0, 0, 3), np.uint8), 0.0)
+        samples = media.read_audio(audio, self._sample_rate_hz) if self._parts != "video" else np.zeros(0, np.int16)
         return Clip(id, frames, fps, samples, self._sample_rate_hz, row.labels, row.tags)
 
     def digest(self) -> str:
@@ -152,6 +156,8 @@ class FolderSplit:
                 for id in self.ids
             ],
         }
+        if self._parts != "both":
+            parts["parts"] = self._parts
         if any(path.suffix.lower() not in (".npz", ".wav", ".flac") for path in self._sha256):
             parts["av"] = importlib.metadata.version("av")  # another FFmpeg may decode other pixels
         if self.split == "test":  # calibration does not depend on what is reported
@@ -247,7 +253,10 @@ def _check(spec: Folder, description: Description) -> None:
         raise description.error(("label_range",), f"`label_range` must be [low, high], got [{low:g}, {high:g}]")
     if spec.media and (spec.video or spec.audio):
         raise description.error(("media",), "give `media`, or `video` and `audio`, not both")
-    if bool(spec.video) != bool(spec.audio):
+    for part in ("video", "audio"):
+        if spec.parts not in ("both", part) and getattr(spec, part):
+            raise description.error((part,), f"`{part}` is given, but `parts` is {spec.parts}", "drop one of the two")
+    if spec.parts == "both" and bool(spec.video) != bool(spec.audio):
         there, absent = ("video", "audio") if spec.video else ("audio", "video")
         raise description.error((there,), f"`{there}` is given without `{absent}`")
     numbers = [type(content) is int for content in spec.splits.values()]
@@ -356,6 +365,10 @@ def _media_finder(table: _Table, spec: Folder, description: Description) -> Call
     if spec.media:
         fill = _filler(spec.media, table, description, "media")
         return lambda row: (fill(row.cells, row.line),) * 2
+    columns = {part: getattr(spec, part) or (f"{{{part}}}" if part in table.columns else None) for part in ("video", "audio")}
+    if spec.parts != "both" and (spec.video or spec.audio or ("path" not in table.columns and columns[spec.parts])):
+        fill = _filler(columns[spec.parts] or "", table, description, spec.parts)
+        return lambda row: (fill(row.cells, row.line),) * 2
     if spec.video and spec.audio:
         video = _filler(spec.video, table, description, "video")
         audio = _filler(spec.audio, table, description, "audio")
@@ -367,19 +380,25 @@ def _media_finder(table: _Table, spec: Folder, description: Description) -> Call
         video = _filler("{video}", table, description, "video")
         audio = _filler("{audio}", table, description, "audio")
         return lambda row: (video(row.cells, row.line), audio(row.cells, row.line))
-    return lambda row: _beside_id(table, row)
+    return lambda row: _beside_id(table, row, spec.parts)
 
 
-def _beside_id(table: _Table, row: Row) -> tuple[str, str]:
-    """`<id>.npz`, .mp4, .mkv or .webm, with the sound in `<id>.wav` or .flac if there is one."""
-    pictures = [f"{row.id}{s}" for s in (".npz", ".mp4", ".mkv", ".webm") if (table.root / f"{row.id}{s}").is_file()]
-    sounds = [f"{row.id}{s}" for s in (".wav", ".flac") if (table.root / f"{row.id}{s}").is_file()]
+_PICTURES, _SOUNDS = (".npz", ".mp4", ".mkv", ".webm", ".png", ".jpg", ".jpeg"), (".wav", ".flac")
+
+
+def _beside_id(table: _Table, row: Row, parts: str) -> tuple[str, str]:
+    """`<id>.npz`, .mp4, .mkv, .webm, .png or .jpg, with the sound in `<id>.wav` or .flac if there is one."""
+    pictures = [f"{row.id}{s}" for s in _PICTURES if (table.root / f"{row.id}{s}").is_file()]
+    sounds = [f"{row.id}{s}" for s in _SOUNDS if parts != "video" and (table.root / f"{row.id}{s}").is_file()]
     for found in (pictures, sounds):
         if len(found) > 1:
             raise table.error(row.line, f"which one is meant, {' or '.join(found)}?", "keep one, or name it in a column `path`")
+    if parts == "audio" and sounds:
+        return sounds[0], sounds[0]
     if not pictures:
         what = f"{sounds[0]} has no picture beside it" if sounds else "no media"
-        raise table.error(row.line, f"{what}: {table.root}/{row.id}.npz, .mp4, .mkv or .webm is missing")
+        hint = "if the clips have sound alone, say `parts: audio`" if sounds else None
+        raise table.error(row.line, f"{what}: {table.root}/{row.id}.npz, .mp4, .mkv, .webm or .png is missing", hint)
     return pictures[0], (sounds or pictures)[0]
 
 

@@ -27,7 +27,8 @@ from edgekit.errors import DataError
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".webm": "matroska"}  # suffix -> FFmpeg demuxer
 SOUND_FILES = (".wav", ".flac")
-VIDEO_SUFFIXES = (".npz", *CONTAINERS)
+PICTURES = {".png": "png_pipe", ".jpg": "jpeg_pipe", ".jpeg": "jpeg_pipe"}  # video of one frame
+VIDEO_SUFFIXES = (".npz", *CONTAINERS, *PICTURES)
 AUDIO_SUFFIXES = (".npz", *CONTAINERS, *SOUND_FILES)
 
 MAX_FRAME_BYTES = 1 << 30  # decoded frames of one clip
@@ -44,7 +45,7 @@ def read_video(path: Path) -> tuple[np.ndarray, float]:
     """
     if path.suffix.lower() == ".npz":
         return _npz_video(path)
-    if path.suffix.lower() in CONTAINERS:
+    if path.suffix.lower() in (*CONTAINERS, *PICTURES):
         return _container_video(path)
     raise DataError(f"{path}: video cannot be read from `{path.suffix}`", f"known: {', '.join(VIDEO_SUFFIXES)}")
 
@@ -261,7 +262,7 @@ def _container(path: Path) -> Iterator:
 
     with _opened(path) as file:
         try:
-            with av.open(file, format=CONTAINERS[path.suffix.lower()]) as container:
+            with av.open(file, format=(CONTAINERS | PICTURES)[path.suffix.lower()]) as container:
                 yield container
         except av.error.FFmpegError as e:
             raise DataError(f"{path}: not media that can be decoded to its end ({e.strerror})", "the file is damaged") from e

@@ -185,7 +185,7 @@ def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: 
 
 def _shorter(clip: Clip, n_frames: int, n_samples: int) -> Clip:
     """Fewer frames and samples than the window takes, cropped off centre and to another aspect, so that swapped axes show."""
-    n, height, width = clip.frames.shape[:3]
+    n, height, width = clip.frames.shape[:3]  # all 0 in a data set of sound
     top, left = height // 5, width // 3
     frames = clip.frames[: max(1, 2 * min(n, n_frames) // 3), top : max(top + 1, height - 2), left : max(left + 1, width - 1)]
     audio = clip.audio[: max(1, 61 * min(len(clip.audio), n_samples) // 100)]
@@ -197,11 +197,13 @@ def _longer(clip: Clip, n_frames: int, n_samples: int) -> Clip:
     import numpy as np
 
     n, height, width = clip.frames.shape[:3]
+    audio = np.resize(clip.audio, 4 * max(len(clip.audio), n_samples) // 3 + 1) if len(clip.audio) else clip.audio
+    if not n:  # a data set of sound
+        return replace(clip, id=f"{clip.id}~longer", audio=audio)
     rows = np.arange(3 * height // 2 + 1) * height // (3 * height // 2 + 1)
     columns = np.arange(5 * width // 4 + 1) * width // (5 * width // 4 + 1)
     there_and_back = np.r_[np.arange(n), np.arange(n)[::-1]]
     frames = clip.frames[np.resize(there_and_back, 5 * max(n, n_frames) // 4 + 1)][:, rows][:, :, columns]
-    audio = np.resize(clip.audio, 4 * max(len(clip.audio), n_samples) // 3 + 1)
     return replace(clip, id=f"{clip.id}~longer", frames=np.ascontiguousarray(frames), audio=audio)
 
 

@@ -253,7 +253,7 @@ def test_a_metric_that_does_not_exist_is_refused(place, tmp_path, monkeypatch):
         ("c2,0,0,0,calib", r"labels.csv:3: 5 cells, the header has 7"),
         ("c2,0,0,0,calib,0,x,y", r"labels.csv:3: 8 cells, the header has 7"),
         ('c2,0,0,0,calib,0,"x', r"labels.csv:\d: not valid CSV"),
-        ("c9,0,0,0,calib,0,", r"labels.csv:3: no media: .*cabin/c9.npz, .mp4, .mkv or .webm is missing"),
+        ("c9,0,0,0,calib,0,", r"labels.csv:3: no media: .*cabin/c9.npz, .mp4, .mkv, .webm or .png is missing"),
         ("../out,0,0,0,calib,0,", r"labels.csv:3: "),
         ("/etc/passwd,0,0,0,calib,0,", r"labels.csv:3: "),
         ("c\x002,0,0,0,calib,0,", r"labels.csv:\d: "),
@@ -426,3 +426,51 @@ def test_the_example_of_the_documentation_works(tmp_path, monkeypatch):
     clip = test.clip("drive02_001")
     assert clip.labels == {"o": -0.8, "a": -0.6, "v": -1.0} and clip.tags == {"snr_db": -5.0}
     assert clip.frames.shape == (75, 80, 80, 3) and len(clip.audio) == 48000
+
+
+# one part
+
+
+def test_a_set_of_sound_alone_needs_no_picture(place, tmp_path):
+    from edgekit.preprocess import preprocess
+
+    place.yaml(YAML + "parts: audio\n")
+    with pytest.raises(DataError, match="c1.npz: no audio"):
+        place.write_npz(place.root / "c1.npz", audio=None)
+        place.open().clip("c1")
+    (place.root / "c1.npz").unlink()
+    with wave.open(str(place.root / "c1.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(np.arange(100, dtype="<i2").tobytes())
+    clip = place.open().clip("c1")
+    assert clip.audio.tolist() == list(range(100)) and clip.frames.shape == (0, 0, 0, 3)
+    video = {"clips": 1, "frames_per_clip": 1, "height": 4, "width": 4, "layout": "CHW", "color": "RGB", "resize": "bilinear_half_pixel",
+             "sampling": "uniform_round_linspace", "mean": [0, 0, 0], "std": [1, 1, 1]}  # fmt: skip
+    with pytest.raises(DataError, match="clip c1: no video"):
+        preprocess({"video": video}, clip)
+
+
+@pytest.mark.parametrize("suffix, codec, pixels", [(".png", "png", "rgb24"), (".jpg", "mjpeg", "yuvj444p")])
+def test_a_set_of_pictures_alone_needs_no_sound(place, suffix, codec, pixels):
+    av = pytest.importorskip("av")
+    picture = np.full((16, 20, 3), (200, 100, 50), np.uint8)
+    (place.root / "c1.npz").unlink()
+    with av.open(str(place.root / f"c1{suffix}"), "w", format="image2") as container:
+        stream = container.add_stream(codec)
+        stream.width, stream.height, stream.pix_fmt = 20, 16, pixels
+        for packet in (*stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)), *stream.encode()):
+            container.mux(packet)
+    with pytest.raises(DataError, match=f"c1{suffix}|audio cannot be read"):
+        place.open().clip("c1")
+    both = place.open().digest()
+    place.yaml(YAML + "parts: video\n")
+    clip = place.open().clip("c1")
+    assert clip.frames.shape == (1, 16, 20, 3) and np.abs(clip.frames[0].astype(int) - picture).max() <= 4  # JPEG rounds colours
+    assert len(clip.audio) == 0 and place.open().digest() != both
+
+
+def test_a_part_that_is_not_read_may_not_be_described(place):
+    place.yaml(YAML + "parts: video\nvideo: '{id}.npz'\naudio: '{id}.wav'\n")
+    place.refused(r"cabin.yaml:6: `audio` is given, but `parts` is video")
+    place.yaml(YAML + "parts: video\nvideo: '{id}.npz'\n")
+    assert len(place.open().clip("c1").frames)
