@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-_INTEGER_OPS = ("QuantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul")
+_INTEGER_OPS = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul")
 _TFLITE_TOOLS = {"2.14": "tflite214", "2.14-arm64": "tflite214-arm64"}
 _KEPT_SESSIONS = 4  # with different taps; each holds the weights once more
 
