@@ -96,14 +96,17 @@ class Histogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._fit(max(-low, high))
 
-        # float64, since a tiny negative value must not underflow to the bin above zero.
-        scale = math.ldexp(1.0, -self.exponent)
+        # Scaling up by a power of two is exact in float32. Scaling down is not: a tiny negative value would underflow
+        # to the bin above zero.
+        dtype = np.float32 if -127 <= self.exponent <= 0 else np.float64
+        scale = dtype(math.ldexp(1.0, -self.exponent))
         n_bins = 2 * BINS_PER_SIDE
-        scaled, index = np.empty(_CHUNK, np.float64), np.empty(_CHUNK, np.int64)
+        size = min(_CHUNK, flat.size)
+        scaled, index = np.empty(size, dtype), np.empty(size, np.int32)
         for start in range(0, flat.size, _CHUNK):  # chunks that stay in cache: 3x faster than one sweep
             part = flat[start : start + _CHUNK]
             s, i = scaled[: part.size], index[: part.size]
-            np.multiply(part, scale, out=s, dtype=np.float64)  # exact: a power of two
+            np.multiply(part, scale, out=s, dtype=dtype)
             np.floor(s, out=s)
             np.copyto(i, s, casting="unsafe")
             i += BINS_PER_SIDE

@@ -76,6 +76,14 @@ def test_the_bins_are_the_finest_power_of_two_that_fits(x):
         assert amax >= BINS_PER_SIDE * h.width / 2
 
 
+@pytest.mark.parametrize("largest", [2.0**-140, 2.0**-117, 1.0, 4095.0, 4096.0, 1e6, 2.0**100])
+def test_the_smallest_negative_value_lies_below_zero_beside_any_largest_one(largest):
+    tiny = np.float32(2.0**-149)
+    h = filled(np.array([-tiny, largest], np.float32))
+    assert h.counts[BINS_PER_SIDE - 1] == 1
+    assert h.counts[:BINS_PER_SIDE].sum() == 1 and h.n == 2
+
+
 def test_memory_does_not_grow_with_what_is_counted():
     rng = np.random.default_rng(0)
     h = Histogram()
