@@ -164,7 +164,7 @@ class Accumulator:
         t = self.tolerance
         if t.of_peak is not None or (t.atol is None and t.rtol is None):
             return not math.isnan(largest)
-        atol, rtol = (math.inf if limit is None else limit for limit in (t.atol, t.rtol))
+        atol, rtol = (-math.inf if limit is None else limit for limit in (t.atol, t.rtol))  # either is enough, one that is not asked for is never
         if t.stat == "elemwise":
             # Not (x <= limit), so that NaN is beyond it.
             beyond = int(np.count_nonzero(~(error <= atol) & ~(relative <= rtol)))
@@ -176,7 +176,8 @@ class Accumulator:
             found = mean, float(relative.mean())
         else:
             share = 0.5 if t.stat == "median" else t.quantile
-            found = float(np.quantile(error, share)), float(np.quantile(relative, share))
+            with np.errstate(invalid="ignore"):
+                found = float(np.quantile(error, share)), float(np.quantile(relative, share))
         return found[0] <= atol or found[1] <= rtol
 
     # ------------------------------------------------------------------------- the result
@@ -299,9 +300,10 @@ class _Spread:
     def quantiles(self) -> dict[str, float]:
         if self._counts is None:
             values = np.concatenate(self._kept)
-            return dict(zip(QUANTILES, (float(v) for v in np.quantile(values, [float(q) for q in QUANTILES])), strict=True))
+            with np.errstate(invalid="ignore"):
+                return dict(zip(QUANTILES, (float(v) for v in np.quantile(values, [float(q) for q in QUANTILES])), strict=True))
         if self._nonfinite:
-            return dict.fromkeys(QUANTILES, math.nan)  # as numpy has it
+            return dict.fromkeys(QUANTILES, math.nan)
         below = np.cumsum(self._counts)
         found = {}
         for q in QUANTILES:

@@ -206,7 +206,7 @@ class Streams:
             rows = (np.moveaxis(z, min(self._cut.axis, z.ndim - 1), 0).reshape(self._steps, -1) for z in (x, y))
             t = accumulator.tolerance
             elementwise = t.of_peak is None and not (t.atol is None and t.rtol is None)
-            atol, rtol = ((math.inf if v is None else v) for v in (t.atol, t.rtol)) if elementwise else (math.inf, math.inf)
+            atol, rtol = ((-math.inf if v is None else v) for v in (t.atol, t.rtol)) if elementwise else (math.inf, math.inf)
             self._courses.setdefault(name, _Course()).add(stream, *rows, atol, rtol)
 
     def result(self, accumulators: list[Accumulator]) -> tuple[StreamResult, list[str]]:
