@@ -9,6 +9,7 @@ Degenerate input, decided once and for all metrics:
 - no clips, shapes that differ, or a label that is not finite: DataError;
 - a prediction that is not finite: the metric is NaN, which no gate passes;
 - constant predictions: correlation 0, since they say nothing about the label;
+- a label outside −1..1: DataError for the mean absolute error, which clips there;
 - constant labels: DataError for correlation (undefined), 0 inside a bootstrap resample.
 """
 
@@ -37,6 +38,8 @@ class Metric:
     """Which way is better."""
     title: str
     needs_varied_labels: bool = False
+    labels_within: float | None = None
+    """Labels beyond ± this would be clipped, and the score would be wrong."""
 
     def __call__(self, labels: object, predictions: object) -> float:
         """Score predictions [n] against labels [n].
@@ -90,7 +93,7 @@ def accuracy(cuts: tuple[float, ...]) -> Callable[[Floats, Floats], Floats]:
 METRICS: dict[str, Metric] = {
     m.name: m
     for m in (
-        Metric("mae", mean_absolute_error, "", "lower", "mean absolute error"),
+        Metric("mae", mean_absolute_error, "", "lower", "mean absolute error", labels_within=1.0),
         Metric("f1", weighted_f1, "points", "higher", "weighted F1 at 0"),
         Metric("corr", pearson_correlation, "", "higher", "Pearson correlation", needs_varied_labels=True),
         Metric("acc2", accuracy((0.0,)), "%", "higher", "accuracy, 2 classes"),
@@ -158,6 +161,11 @@ def _checked(metric: Metric, labels: object, predictions: object) -> tuple[Float
     if not np.isfinite(want).all():
         worst = int(np.flatnonzero(~np.isfinite(want))[0])
         raise DataError(f"{metric.name}: label {worst} is {want[worst]}", hint="every clip needs a finite label")
+    if metric.labels_within is not None and np.abs(want).max() > metric.labels_within:
+        raise DataError(
+            f"{metric.name}: a label is {want[np.abs(want).argmax()]:g}, and everything beyond ±{metric.labels_within:g} would be clipped",
+            hint="list other `metrics` in the data set's YAML, or give a `metric` of your own",
+        )
     if metric.needs_varied_labels and np.ptp(want) == 0 and want.size > 1:
         raise DataError(
             f"{metric.name}: all {want.size} labels are {want[0]:g}, a correlation with them is undefined",

@@ -166,3 +166,9 @@ def test_an_unchanged_prediction_costs_exactly_nothing(rng):
 def test_one_clip_has_no_interval():
     with pytest.raises(DataError, match="at least 2 clips, got 1"):
         paired_bootstrap(METRICS["mae"], [0.1], [0.1], [0.2])
+
+
+def test_labels_beyond_what_mae_clips_to_are_refused_and_not_scored_wrongly():
+    with pytest.raises(DataError, match=r"mae: a label is -3.5, and everything beyond ±1 would be clipped"):
+        METRICS["mae"]([0.5, -3.5, 2.0], [0.5, -3.5, 2.0])
+    assert METRICS["corr"]([0.5, -3.5, 2.0], [0.5, -3.5, 2.0]) == pytest.approx(1)
