@@ -344,8 +344,8 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
 
 def _definition(recipe: TrainRecipe, read: document.Document) -> tuple[ModuleType, Any]:
     """The model's module and configuration."""
-    if recipe.model not in models.MODELS:
-        raise RecipeError(f"{read.where('model')}: unknown model `{recipe.model}`", document.suggestion(recipe.model, list(models.MODELS)))
+    if recipe.model not in models.names():
+        raise RecipeError(f"{read.where('model')}: unknown model `{recipe.model}`", document.suggestion(recipe.model, models.names()))
     definition = models.get(recipe.model)
     if recipe.config not in definition.CONFIGS:
         hint = document.suggestion(recipe.config, list(definition.CONFIGS))

@@ -85,7 +85,7 @@ def read(path: Path, sources: Mapping[str, Mapping[str, Any]]) -> OnnxFile:
     inputs, outputs = ({v.name: _shape(v) for v in values} for values in (proto.graph.input, proto.graph.output))
     source = proto.SerializeToString()
     _require_running(path, source)
-    converted, opset_max_abs = _at_our_opset(path, proto)
+    converted, conversion = _at_our_opset(path, proto)
     port_names = _name_ports(converted)
     _squeeze_outputs(converted)
     onnx.checker.check_model(converted)
@@ -99,7 +99,7 @@ def read(path: Path, sources: Mapping[str, Mapping[str, Any]]) -> OnnxFile:
         inputs={ours[name]: shape for name, shape in inputs.items()},
         outputs={ours[name]: ports.squeezed(shape) for name, shape in outputs.items()},
         names=_of_the_file(names, port_names, proto),
-        log={**log, "opset": {"from": given["opset"], "to": graph.OPSET, "max_abs": opset_max_abs}},
+        log={**log, "opset": {"from": given["opset"], "to": graph.OPSET, **conversion}},
         provenance=given,
         parameters=parameters,
     )
@@ -308,8 +308,8 @@ def _count_finite(path: Path, model: ir.Model, theirs: Mapping[str, str]) -> int
 # --------------------------------------------------------------------------- to our form
 
 
-def _at_our_opset(path: Path, proto: onnx.ModelProto) -> tuple[onnx.ModelProto, float | None]:
-    """The same graph at our opset, and how far apart they are on random inputs.
+def _at_our_opset(path: Path, proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The same graph at our opset; what brought it there (`by`), and how far apart they are on random inputs (`max_abs`).
 
     Raises:
         CheckpointError: ONNX cannot convert it, or converts it wrongly.
@@ -323,10 +323,10 @@ def _at_our_opset(path: Path, proto: onnx.ModelProto) -> tuple[onnx.ModelProto, 
     copy.opset_import.append(onnx.helper.make_opsetid("", opset))
     if opset == graph.OPSET:
         copy.ir_version = min(copy.ir_version, graph.IR_VERSION)
-        return copy, None
+        return copy, {"by": None, "max_abs": None}
     hint = f"export it with opset {graph.OPSET}: torch.onnx.export(..., opset_version={graph.OPSET}, dynamo=False)"
     fault = None
-    for convert in (version_converter.convert_version, _relabelled):
+    for by, convert in (("onnx.version_converter", version_converter.convert_version), ("relabelling", _relabelled)):
         try:
             converted = convert(copy, graph.OPSET)
             converted.ir_version = graph.IR_VERSION
@@ -337,7 +337,7 @@ def _at_our_opset(path: Path, proto: onnx.ModelProto) -> tuple[onnx.ModelProto, 
             fault = fault or next((line.strip()[:200] for line in str(error).splitlines() if line.strip()), type(error).__name__)
             continue
         if max_abs <= graph.PROOF_TOLERANCE * largest:  # NaN fails
-            return converted, max_abs
+            return converted, {"by": by, "max_abs": max_abs}
         fault = fault or f"its outputs change by {max_abs:.3g}"
     raise CheckpointError(f"{path}: opset {opset} cannot be converted to {graph.OPSET}: {fault}", hint)
 

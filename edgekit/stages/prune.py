@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 NEEDS: tuple[str, ...] = ("load",)
 SEMANTICS = 1
-TOOLS = ("torch", "torch-pruning", "transformers", "onnx", "onnxsim", "onnxruntime")
+TOOLS = ("torch", "torch-pruning", "transformers", "onnx")  # what counts the op table is in load's, which ran before
 
 # Enough to rank units: 67 and 134 clips put a layer's units in the same order (rank correlation
 # 0.98, median over the groups of MHLT small).
