@@ -114,7 +114,7 @@ def _open(text: str | None, a: Side, b: Side, mapping: Mapping[str, str], wish: 
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
         return _of_recipe(path, a, b, wish, options)
-    if path.is_dir() or path.suffix in SUFFIXES:
+    if (path.is_dir() and not _is_dataset(word)) or path.suffix in SUFFIXES:
         return _of_files(path, a, b, mapping)
     if path.exists() or "/" in text:
         raise UsageError(f"--data {text}: {'not a kind of data that is known' if path.exists() else 'there is no such file or folder'}", "give a folder, .npz, .safetensors, a recipe, a data set of calibration/, or random:8")
@@ -174,6 +174,17 @@ def _of_files(path: Path, a: Side, b: Side, mapping: Mapping[str, str]) -> Sampl
 
 
 # --------------------------------------------------------------------------- data sets
+
+
+def _is_dataset(name: str) -> bool:
+    """Whether calibration/ describes a set of this name; its clips often lie in a folder of the same name (`./cabin` is that folder)."""
+    from edgekit.datasets import find_description
+
+    try:
+        find_description(name, Path())
+    except DataError:
+        return False
+    return True
 
 
 def _of_recipe(path: Path, a: Side, b: Side, wish: Wish, options: Options) -> Samples:
