@@ -235,7 +235,7 @@ def onnx_project(project) -> Project:
     return project
 
 
-@pytest.mark.parametrize("target", ["jetson_xavier", "onnxruntime_x86"])
+@pytest.mark.parametrize("target", ["jetson_xavier", "onnxruntime_x86", "x86_openvino", "raspberry_pi5"])
 def test_an_onnx_file_goes_all_the_way(onnx_project, target):
     try:
         done = edgekit.build("car.yaml", [f"target={target}"])
