@@ -331,6 +331,22 @@ def insert_qdq(model: ir.Model, chosen: Precisions, ranges: Mapping[str, Range],
     return model
 
 
+def passed_on(model: ir.Model, chosen: Precisions) -> dict[str, str]:
+    """{tensor that is read as integers: the tensor that was written as integers, and only moved since}.
+
+    Of its own, a Slice's range would be a bit smaller, and the device would have to rescale for it.
+    """
+    written, found = set(chosen.writes), {}
+    producers = {value.name: node for node in model.graph for value in node.outputs}
+    for tensor in chosen.observed:
+        source = tensor
+        while source not in written and (node := producers.get(source)) is not None and node.op_type in PASSES_INTEGERS and node.op_type != "Concat":
+            source = node.inputs[0].name
+        if source != tensor and source in written and source not in chosen.fixed:
+            found[tensor] = source
+    return found
+
+
 def tied(model: ir.Model, chosen: Precisions, ranges: Mapping[str, Range]) -> dict[str, Range]:
     """One range for both ends of every loop's state, and for its values over time."""
     nodes = {node.name: node for node in model.graph}

@@ -221,3 +221,11 @@ def test_what_a_kernel_writes_in_keeps_its_sign(tmp_path):
     model = graph.load(export(tmp_path, module, (1, 7, 6)))
     ops = {**ALL, "Tanh": {"int8": True, "int8_output": {"scale": 1 / 128, "zero_point": 0}}}
     assert list(qdq.precisions(model, ops, outputs=True).fixed.values()) == [Scale(1 / 128, 0, "int8")]
+
+
+def test_integers_that_are_only_moved_keep_their_scale(tmp_path):
+    module = Lambda(lambda m, x: m.b(torch.nn.functional.max_pool2d(m.a(x), 2)[:, :, 1:]), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 2, 1))
+    model = graph.load(export(tmp_path, module, (1, 3, 8, 8)))
+    chosen = qdq.precisions(model, ALL, outputs=True)
+    assert qdq.passed_on(model, chosen) == {"Slice_out": "a/Conv_out"}
+    assert qdq.passed_on(model, qdq.precisions(model, ALL)) == {}

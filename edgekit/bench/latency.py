@@ -126,10 +126,10 @@ def _nncf(path: Path, threads: int) -> Any:
     """The graph as plain `nncf.quantize` makes it, on inputs of noise: only its speed is looked at."""
     import logging
 
-    import nncf
-    import openvino as ov
+    from edgekit.backends.openvino import configuration, runtime
 
-    from edgekit.backends.openvino import configuration
+    ov = runtime()
+    import nncf  # after OpenVINO, which it would import with its telemetry on
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     note(f"nncf.quantize {path.stem}")
@@ -154,13 +154,13 @@ def probe(threads: int, size: int = 1024, runs: int = 20) -> dict[str, float]:
     """
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((size, size)).astype(np.float32) for _ in range(2))
-    try:
-        import openvino as ov
-        from openvino import opset13 as ops
-    except ModuleNotFoundError:
+    from edgekit.backends.openvino import configuration, runtime, versions
+
+    if versions({})["openvino"] is None:
         micros = measure({"fp32": lambda: a @ b}, runs)
         return {"fp32": size**3 / (min(micros["fp32"]) * 1e-6)}
-    from edgekit.backends.openvino import configuration
+    ov = runtime()
+    from openvino import opset13 as ops
 
     def rounded(x: Any, low: float, high: float, levels: int) -> Any:
         limits = [ops.constant(np.float32(v)) for v in (low, high, low, high)]

@@ -237,6 +237,8 @@ def _ranges(job: Job, flow: dict, engines: list[_Engine], statistics: Statistics
                 mine[tensor] = (Range(*map(float, source.split())), "bound")
             else:
                 mine[tensor] = (of_data(engine.name, source), "observed" if source == tensor else f"same_as {source}")
+        for tensor, written in qdq.passed_on(engine.model, engine.precisions).items():
+            mine[tensor] = (mine[written][0], f"same_as {written}")
         # Both ends of a state get one range: the device feeds the integers back as they are.
         for pair in flow.get("states", {}).get(engine.name, []):
             ends = (pair["in"], pair["out"])
