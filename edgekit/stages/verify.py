@@ -43,7 +43,7 @@ TOOLS = ("onnxruntime", "onnx", "numpy")
 
 RESAMPLES, SEED = 2000, 0
 FLOAT_TOLERANCE = 1e-4  # of max(1, largest output): float32 sums in another order
-EXACT_ENOUGH_DB = 40  # an INT8 kernel this close to its reference is right, however small the cost of INT8
+EXACT_ENOUGH_DB = 30  # kernels round sums by another rule, one step here and there: about what 8 bits cost once more. Wrong ones are further off
 OUTPUTS = "outputs.safetensors"
 WORST_LAYERS = 12
 SNR_BIN_DB = 5
