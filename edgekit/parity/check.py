@@ -128,11 +128,13 @@ def compare(
             run.stream(sample, streams) if streams is not None else run.sample(sample)
         if not run.count:
             raise DataError(f"{source.text}: no samples", "give data with at least one")
-        found = [accumulator.result() for accumulator in accumulators]
+        with _Clock(run.seconds, "compare"):
+            found = [accumulator.result() for accumulator in accumulators]
         reasons = [output.reason for output in found if output.reason]
         streamed = None
         if streams is not None:
-            streamed, failed = streams.result(accumulators)
+            with _Clock(run.seconds, "checks"):
+                streamed, failed = streams.result(accumulators)
             reasons = failed + reasons  # a lost state explains the outputs
         release = release_diff(whole[0].bundle, whole[1].bundle) if all(isinstance(side, BundleSide) for side in whole) else None  # type: ignore[attr-defined]
         return Comparison(
@@ -186,7 +188,7 @@ class _Run:
 
     def __init__(self, a: Side, b: Side, names: Mapping[str, str], accumulators: list[Accumulator], keep: int, on_sample: Any):
         self.a, self.b, self._names, self._accumulators, self._keep, self._on_sample = a, b, names, accumulators, keep, on_sample
-        self.seconds = {"open": 0.0, "data": 0.0, "a": 0.0, "b": 0.0, "compare": 0.0}
+        self.seconds = {"open": 0.0, "data": 0.0, "a": 0.0, "b": 0.0, "compare": 0.0, "checks": 0.0}
         self.kept: dict[str, np.ndarray] = {}
         self.count = 0
         self._labels: list[Mapping[str, float]] = []

@@ -2,15 +2,18 @@
 
 The definitions are Polygraphy's: relative errors are of |B| (an exact 0 counts as 2.2e-16), SQNR and
 PSNR of A. Everything is computed in float64, so numbers equal numpy's to rounding. Sums and extremes
-stream; quantiles are exact while all errors fit (4 M elements), and beyond that read off a
-histogram of 256 bins an octave.
+stream; quantiles are exact up to 262,144 elements, and beyond that read off a histogram of 256
+bins an octave. Small outputs are gathered over samples and large ones cut into blocks, since a
+checker that costs more than a tenth of the models would be switched off.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +22,9 @@ from edgekit.document import suggestion
 from edgekit.errors import DataError, UsageError
 from edgekit.parity.result import Errors, Histogram, OutputResult, Point, Tolerance, Worst
 
-EXACT_ELEMENTS = 1 << 22
+EXACT_ELEMENTS = 1 << 18
+BLOCK = 1 << 14  # elements at work at a time: what they need stays in a core's own cache
+MAX_PENDING = 256  # samples
 QUANTILES = ("0.5", "0.9", "0.99", "0.999")
 STATS = ("elemwise", "max", "mean", "median", "quantile")
 AROUND = 3
@@ -104,9 +109,12 @@ class Accumulator:
         self._abs, self._rel = _Spread(), _Spread()
         self._failing = 0
         self._first_failing = ""
+        self._pending: list[tuple[str, np.ndarray, np.ndarray]] = []
+        # Either is enough; one that is not asked for never is.
+        self._atol, self._rtol = (-math.inf if limit is None else limit for limit in (tolerance.atol, tolerance.rtol))
 
     def add(self, sample: str, a: np.ndarray, b: np.ndarray) -> None:
-        """One sample; both of one shape.
+        """One sample; both of one shape, and not written to afterwards.
 
         Raises:
             DataError: not real numbers.
@@ -114,75 +122,125 @@ class Accumulator:
         for array in (a, b):
             if array.dtype.kind not in "fiub":
                 raise DataError(f"output `{self.names[0]}` has dtype {array.dtype}, expected real numbers")
+        if a.shape != self.shape or a.size > BLOCK or a.size == 0:
+            self._flush()
         self.shape, self.dtypes = a.shape, (a.dtype.name, b.dtype.name)
         if a.size == 0:
             self.points.append(Point(sample, 0.0, 0.0, math.inf, True))
             self.powers.append((0.0, 0.0))
+        elif a.size > BLOCK:
+            self._large(sample, a, b)
+        else:
+            self._pending.append((sample, a, b))
+            if len(self._pending) * a.size >= BLOCK or len(self._pending) >= MAX_PENDING:
+                self._flush()
+
+    def _flush(self) -> None:
+        """Measure the samples that were gathered, a row each."""
+        pending, self._pending = self._pending, []
+        if not pending:
             return
-        x, y = np.asarray(a, np.float64).reshape(-1), np.asarray(b, np.float64).reshape(-1)
+        x, y = (np.array([sample[i].reshape(-1) for sample in pending], np.float64) for i in (1, 2))
+        rows, error, relative = self._rows(x, y)
+        within = self._within(rows, error, relative)
+        for i, (sample, a, b) in enumerate(pending):
+            self._take(sample, a, b, {name: row[i] for name, row in rows.items()}, bool(within[i]))
+
+    def _large(self, sample: str, a: np.ndarray, b: np.ndarray) -> None:
+        """Measure one sample block by block."""
+        x, y = a.reshape(-1), b.reshape(-1)
+        whole: dict[str, Any] = {}
+        kept: list[tuple[np.ndarray, np.ndarray]] = []
+        for start in range(0, x.size, BLOCK):
+            part = slice(start, start + BLOCK)
+            rows, error, relative = self._rows(np.array(x[None, part], np.float64), np.array(y[None, part], np.float64))
+            if self.tolerance.stat in ("median", "quantile"):
+                kept.append((error, relative))
+            found = {name: row[0] for name, row in rows.items()} | {"at": rows["at"][0] + start}
+            if not whole:
+                whole = found
+                continue
+            # Not <=, so that a NaN is the larger one; and the first of several stays.
+            later = not math.isnan(whole["max"]) and not found["max"] <= whole["max"]
+            at = found["at"] if later else whole["at"]
+            whole = {name: _JOIN[name](whole[name], value) for name, value in found.items() if name != "at"} | {"at": at}
+        errors = [np.concatenate([pair[i] for pair in kept], axis=1) if kept else np.zeros((1, 0)) for i in (0, 1)]
+        within = self._within({name: np.array([value]) for name, value in whole.items()} | {"size": np.array([x.size])}, *errors)
+        self._take(sample, a, b, whole, bool(within[0]))
+
+    def _rows(self, x: np.ndarray, y: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """(sums and extremes of every row, |x - y|, that over |y|) of float64 [rows, elements]."""
         with np.errstate(invalid="ignore", over="ignore"):
-            error = np.abs(x - y)
+            error = x - y
+            np.abs(error, out=error)
             if self._inf_equal:
                 error[np.isinf(x) & (x == y)] = 0.0
             size = np.abs(y)
-            size[size == 0] = TINY
+            if not size.all():
+                size[size == 0] = TINY
             relative = error / size
-            total, signal, noise, dot, power_b = (float(v) for v in (error.sum(), x @ x, error @ error, x @ y, y @ y))
-        largest, at = float(error.max()), int(error.argmax())  # NaN wins in both
-        self._sum += total
-        self._sum_rel += float(relative.sum())
-        self._signal, self._noise, self._dot, self._power_b = self._signal + signal, self._noise + noise, self._dot + dot, self._power_b + power_b
-        self._n += x.size
-        self._max_rel = _larger(self._max_rel, float(relative.max()))
-        self._low_a, self._high_a = min(self._low_a, float(x.min())), max(self._high_a, float(x.max()))
-        self._low_b, self._high_b = min(self._low_b, float(y.min())), max(self._high_b, float(y.max()))
-        if not math.isfinite(power_b) or not math.isfinite(signal):
-            self._count_nonfinite(sample, x, y)
-        if self._worst is None or (not math.isnan(self._max) and not largest <= self._max):
-            self._worst = _worst(sample, a, b, at)
-        self._max = _larger(self._max, largest)
-        self._abs.add(error)
-        self._rel.add(relative)
-        within = self._judge(error, relative, largest, total / x.size)
-        if not within and not self._failing:
-            self._first_failing = sample
-        self._failing += not within
-        self.points.append(Point(sample, largest, total / x.size, decibel(signal, noise), within))
-        self.powers.append((signal, noise))
+            rows = {
+                "total": error.sum(1), "total_rel": relative.sum(1), "max": error.max(1), "at": error.argmax(1), "max_rel": relative.max(1),  # NaN wins in these
+                "signal": np.einsum("ij,ij->i", x, x), "noise": np.einsum("ij,ij->i", error, error), "dot": np.einsum("ij,ij->i", x, y), "power_b": np.einsum("ij,ij->i", y, y),
+                "low_a": x.min(1), "high_a": x.max(1), "low_b": y.min(1), "high_b": y.max(1), "size": np.full(len(x), x.shape[1]),
+            }  # fmt: skip
+        t = self.tolerance
+        if t.stat == "elemwise" and t.of_peak is None and not (t.atol is None and t.rtol is None):
+            # Not (x <= limit), so that NaN is beyond it.
+            rows["beyond"] = np.count_nonzero(~(error <= self._atol) & ~(relative <= self._rtol), axis=1)
+        finite = np.isfinite(rows["signal"]) & np.isfinite(rows["power_b"])
+        rows["bad_a"], rows["bad_b"] = np.zeros(len(x), int), np.zeros(len(x), int)
+        for i in np.flatnonzero(~finite):
+            same = (np.isinf(x[i]) & (x[i] == y[i])) if self._inf_equal else False
+            rows["bad_a"][i], rows["bad_b"][i] = ((~np.isfinite(side[i]) & ~np.asarray(same)).sum() for side in (x, y))
+        self._abs.add(error.reshape(-1))
+        self._rel.add(relative.reshape(-1))
+        return rows, error, relative
 
-    def _count_nonfinite(self, sample: str, x: np.ndarray, y: np.ndarray) -> None:
-        bad_a, bad_b = ~np.isfinite(x), ~np.isfinite(y)
-        if self._inf_equal:
-            same = np.isinf(x) & (x == y)
-            bad_a, bad_b = bad_a & ~same, bad_b & ~same
-        if not self._bad_a and not self._bad_b and (bad_a.any() or bad_b.any()):
-            self._first_bad = sample
-        self._bad_a, self._bad_b = self._bad_a + int(bad_a.sum()), self._bad_b + int(bad_b.sum())
-
-    def _judge(self, error: np.ndarray, relative: np.ndarray, largest: float, mean: float) -> bool:
-        """Whether this sample keeps `stat`; what is of all samples together is judged at the end."""
+    def _within(self, rows: Mapping[str, np.ndarray], error: np.ndarray, relative: np.ndarray) -> np.ndarray:
+        """Which rows keep `stat`; what is of all samples together is judged at the end."""
         t = self.tolerance
         if t.of_peak is not None or (t.atol is None and t.rtol is None):
-            return not math.isnan(largest)
-        atol, rtol = (-math.inf if limit is None else limit for limit in (t.atol, t.rtol))  # either is enough, one that is not asked for is never
+            return ~np.isnan(rows["max"])
         if t.stat == "elemwise":
-            # Not (x <= limit), so that NaN is beyond it.
-            beyond = int(np.count_nonzero(~(error <= atol) & ~(relative <= rtol)))
-            self._mismatched += beyond
-            return beyond == 0
+            return rows["beyond"] == 0
         if t.stat == "max":
-            found = largest, float(relative.max())
+            found = rows["max"], rows["max_rel"]
         elif t.stat == "mean":
-            found = mean, float(relative.mean())
+            found = rows["total"] / rows["size"], rows["total_rel"] / rows["size"]
         else:
             share = 0.5 if t.stat == "median" else t.quantile
             with np.errstate(invalid="ignore"):
-                found = float(np.quantile(error, share)), float(np.quantile(relative, share))
-        return found[0] <= atol or found[1] <= rtol
+                found = np.quantile(error, share, axis=1), np.quantile(relative, share, axis=1)
+        return (found[0] <= self._atol) | (found[1] <= self._rtol)
+
+    def _take(self, sample: str, a: np.ndarray, b: np.ndarray, row: Mapping[str, Any], within: bool) -> None:
+        """Add one sample's row to the whole."""
+        largest, signal, noise = float(row["max"]), float(row["signal"]), float(row["noise"])
+        self._n += a.size
+        self._sum += float(row["total"])
+        self._sum_rel += float(row["total_rel"])
+        self._signal, self._noise, self._dot, self._power_b = self._signal + signal, self._noise + noise, self._dot + float(row["dot"]), self._power_b + float(row["power_b"])
+        self._max_rel = _larger(self._max_rel, float(row["max_rel"]))
+        self._low_a, self._high_a = min(self._low_a, float(row["low_a"])), max(self._high_a, float(row["high_a"]))
+        self._low_b, self._high_b = min(self._low_b, float(row["low_b"])), max(self._high_b, float(row["high_b"]))
+        self._mismatched += int(row.get("beyond", 0))
+        if not self._bad_a and not self._bad_b and (row["bad_a"] or row["bad_b"]):
+            self._first_bad = sample
+        self._bad_a, self._bad_b = self._bad_a + int(row["bad_a"]), self._bad_b + int(row["bad_b"])
+        if self._worst is None or (not math.isnan(self._max) and not largest <= self._max):
+            self._worst = _worst(sample, a, b, int(row["at"]))
+        self._max = _larger(self._max, largest)
+        if not within and not self._failing:
+            self._first_failing = sample
+        self._failing += not within
+        self.points.append(Point(sample, largest, float(row["total"]) / a.size, decibel(signal, noise), within))
+        self.powers.append((signal, noise))
 
     # ------------------------------------------------------------------------- the result
 
     def errors(self) -> Errors:
+        self._flush()
         if self._n == 0:
             return Errors(0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, dict.fromkeys(QUANTILES, 0.0), dict.fromkeys(QUANTILES, 0.0), True, math.inf, math.inf, 1.0, 0.0, 0.0, 0.0, 0.0)
         mean_square = self._noise / self._n
@@ -241,6 +299,14 @@ class Accumulator:
         if t.min_cosine is not None and not errors.cosine >= t.min_cosine:
             return f"{name} has cosine {errors.cosine:.5f}, at least {t.min_cosine:g} is asked; max_abs {errors.max_abs:.4g}{where}"
         return ""
+
+
+# How the rows of a sample's blocks become its row.
+_JOIN: dict[str, Callable[[Any, Any], Any]] = {
+    **dict.fromkeys(("total", "total_rel", "signal", "noise", "dot", "power_b", "size", "beyond", "bad_a", "bad_b"), operator.add),
+    **dict.fromkeys(("max", "max_rel", "high_a", "high_b"), np.maximum),  # NaN wins
+    **dict.fromkeys(("low_a", "low_b"), np.minimum),
+}
 
 
 def _larger(so_far: float, value: float) -> float:

@@ -99,7 +99,7 @@ class Errors:
     """{"0.5": median, "0.9": ..., "0.99": ..., "0.999": ...}; linear interpolation, as numpy's default."""
     quantiles_rel: dict[str, float]
     quantiles_are_exact: bool
-    """False beyond 4 M elements: then read off a histogram of 256 bins an octave, within 0.4 % of the value."""
+    """False beyond 262,144 elements: then read off a histogram of 256 bins an octave, within 0.4 % of the value."""
     sqnr_db: float
     """10 log10(power of A / power of A - B); inf when equal."""
     psnr_db: float
@@ -290,6 +290,12 @@ class LayerRow:
     share: float
     """Of all error power introduced, 0..1."""
     note: str = ""
+    expected_db: float = math.inf
+    """What rounding in the same places costs there when nothing is wrong; inf where nothing is rounded."""
+    verdict: str = ""
+    """`fault`: more is introduced than that; `rounding`: no more; `same`: nothing beyond float32's own."""
+    matched_by: str = ""
+    """How the tensor was found in B: name, structure or value."""
 
 
 @dataclass(frozen=True)
@@ -367,7 +373,7 @@ class Comparison:
     provenance: dict[str, Any] = field(default_factory=dict)
     """edgekit, Python and library versions; open points for a reviewer under `open`."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """{"a", "b", "data", "compare"}: what the run spent where."""
+    """{"open", "data", "a", "b", "compare", "checks"}: what the run spent where; `checks` runs a stream's states again."""
     schema: int = SCHEMA
     kept: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
     """Tensors of the first samples for a report, not in the JSON: `<sample>/a/<output>`, `<sample>/b/<output>`, `<sample>/input/<name>`."""

@@ -114,7 +114,9 @@ def _open(text: str | None, a: Side, b: Side, mapping: Mapping[str, str], wish: 
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
         return _of_recipe(path, a, b, wish, options)
-    if (path.is_dir() and not _is_dataset(word)) or path.suffix in SUFFIXES:
+    if _is_dataset(word):
+        return _of_dataset(word, rest or "test", None, Path(), text, a, b, wish, options)
+    if path.is_dir() or path.suffix in SUFFIXES:
         return _of_files(path, a, b, mapping)
     if path.exists() or "/" in text:
         raise UsageError(f"--data {text}: {'not a kind of data that is known' if path.exists() else 'there is no such file or folder'}", "give a folder, .npz, .safetensors, a recipe, a data set of calibration/, or random:8")

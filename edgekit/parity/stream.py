@@ -25,7 +25,8 @@ from edgekit.parity.result import StreamCheck, StreamOutput, StreamResult
 from edgekit.parity.runners import Port, Side
 
 MAX_BINS = 400
-CHECKED_CALLS = 64  # of the first stream: reset, restore and the state's effect are run on these
+# Reset, restore and the state's effect are run on the first calls of the first stream: so many that it costs a tenth of the whole.
+LEAST_CHECKED, MOST_CHECKED, CHECKED_SHARE = 8, 64, 1 / 40
 REPEATS = 1e-6  # of the largest output: a runtime may split its sums anew with every run, and no more than that
 # A lost h or c of an LSTM takes half or more of the state's effect with it, INT8 a hundredth; what INT8 costs without any
 # state is known from the runs without.
@@ -171,6 +172,7 @@ class Streams:
         self._first: tuple[str, dict[str, tuple[list[Arrays], bool]]] | None = None
         self._chunks = {"a": 0, "b": 0}
         self._calls = {"a": 0, "b": 0}
+        self._played = {"a": 0, "b": 0}  # calls of all streams
         self._steps = self._streams = 0
         self.notes: list[str] = []
 
@@ -183,12 +185,13 @@ class Streams:
             self._calls[name] = len(fed)
             found[name] = (fed, steps_only)
         if self._first is None:
-            self._first = (stream, {name: (fed[:CHECKED_CALLS], steps_only) for name, (fed, steps_only) in found.items()})
+            self._first = (stream, {name: (fed[:MOST_CHECKED], steps_only) for name, (fed, steps_only) in found.items()})
         return found
 
     def play(self, name: str, fed: tuple[list[Arrays], bool], stream: str) -> Arrays:
         """One side over one stream."""
         player = self.players[name]
+        self._played[name] += len(fed[0])
         return player.together([outputs for outputs, _ in player.calls(fed[0], stream=stream)], fed[1])
 
     def add(self, stream: str, accumulators: list[Accumulator], a: Arrays, b: Arrays) -> None:
@@ -237,6 +240,7 @@ class Streams:
         assert self._first is not None
         player, (stream, feeds) = self.players[name], self._first
         fed, steps_only = feeds[name]
+        fed = fed[: max(LEAST_CHECKED, round(CHECKED_SHARE * self._played[name]))]
         middle = len(fed) // 2
         saved: Arrays = {}
         outputs = []

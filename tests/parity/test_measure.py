@@ -45,6 +45,25 @@ def test_numbers_are_numpys():
     assert [p.max_abs for p in found.curve] == [np.abs(v.astype(np.float64) - w).max() for v, w in zip(a, b, strict=True)]
 
 
+@pytest.mark.parametrize("block, shape", [(8, (2, 7, 11)), (154, (2, 7, 11)), (1000, (2, 7, 11)), (16, (1,)), (16, ())])
+def test_gathered_small_outputs_and_cut_large_ones_give_the_same(monkeypatch, block, shape):
+    a, b = made(samples=9, shape=shape)
+    for asked in (Tolerance("elemwise", 1e-3, 1e-4), Tolerance("quantile", 2e-3, 0.0), Tolerance("mean", 8e-4, None)):
+        want = measured(a, b, asked)
+        monkeypatch.setattr(measure, "BLOCK", block)
+        got = measured(a, b, asked)
+        monkeypatch.undo()
+        assert (got.worst, got.is_within, got.histogram) == (want.worst, want.is_within, want.histogram)
+        assert [p.is_within for p in got.curve] == [p.is_within for p in want.curve] and got.errors.mismatched == want.errors.mismatched
+        assert got.errors.sqnr_db == pytest.approx(want.errors.sqnr_db, rel=1e-12) and got.errors.mean_rel == pytest.approx(want.errors.mean_rel, rel=1e-12)
+        assert got.errors.quantiles_abs == want.errors.quantiles_abs
+
+
+def test_samples_of_other_shapes_are_measured_together():
+    found = measured([np.ones(3), np.ones(5), np.ones(3)], [np.ones(3), np.zeros(5), np.ones(3)])
+    assert found.errors.elements == 11 and found.errors.mean_abs == pytest.approx(5 / 11) and [p.id for p in found.curve] == ["0", "1", "2"]
+
+
 def test_the_worst_element_has_its_sample_index_and_neighbours():
     a = [np.zeros((2, 10)), np.zeros((2, 10))]
     b = [np.zeros((2, 10)), np.zeros((2, 10))]
