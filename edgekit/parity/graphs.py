@@ -38,7 +38,12 @@ class _Graph(Side):
             if len(self._sessions) >= _KEPT_SESSIONS:
                 del self._sessions[next(iter(self._sessions))]
             self._sessions[wanted] = self._open(wanted)
-        return self._sessions[wanted](feeds)
+        try:
+            return self._sessions[wanted](feeds)
+        except EdgekitError:
+            raise
+        except Exception as error:  # a runtime's errors have no common type below Exception; what the model does with its inputs is the model's fault
+            raise damaged(self.path, f"it fails on its inputs: {_without_prefix(error)}") from None
 
     def _open(self, taps: tuple[str, ...]) -> Callable[[Arrays], dict[str, np.ndarray]]:
         raise NotImplementedError
@@ -62,8 +67,8 @@ class OnnxSide(_Graph):
         self._is_fused = "fused" in words
         self._graph = load_onnx(path).graph
         initialized = {value.name for value in self._graph.initializer}
-        self.inputs = {value.name: _onnx_port(value) for value in self._graph.input if value.name not in initialized}
-        self.outputs = {value.name: _onnx_port(value) for value in self._graph.output}
+        self.inputs = {value.name: _onnx_port(path, value) for value in self._graph.input if value.name not in initialized}
+        self.outputs = {value.name: _onnx_port(path, value) for value in self._graph.output}
         self.states = pair_states(text, self.inputs, self.outputs, options.states)
         self.numbers = "int8" if any(node.op_type in _INTEGER_OPS for node in _nodes(self._graph)) else "float"
         self._sessions[()] = self._open(())
@@ -106,6 +111,12 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise IntegrityError(f"{path}: not an ONNX file ({type(error).__name__})", "the file is damaged or of another kind") from None
     if not model.HasField("graph") or not model.graph.output:
         raise IntegrityError(f"{path}: not an ONNX file, it has no graph with outputs", "the file is damaged or of another kind")
+    try:
+        for node in _nodes(model.graph):
+            _ = (node.name, node.op_type, node.domain, *node.input, *node.output)
+        _ = [value.name for value in (*model.graph.input, *model.graph.output, *model.graph.initializer, *model.graph.value_info)]
+    except UnicodeDecodeError:
+        raise IntegrityError(f"{path}: a name in it is not UTF-8", "the file is damaged") from None
     _refuse_strange_files(model, path)
     return model
 
@@ -157,12 +168,12 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
                 yield from _nodes(inner)
 
 
-def _onnx_port(value: onnx.ValueInfoProto) -> Port:
+def _onnx_port(path: Path, value: onnx.ValueInfoProto) -> Port:
     import onnx
 
     tensor = value.type.tensor_type
-    if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
-        raise IntegrityError(f"`{value.name}` is no tensor of a known rank", "compare a graph whose inputs and outputs are tensors")
+    if not value.type.HasField("tensor_type") or not tensor.HasField("shape") or tensor.elem_type not in onnx.TensorProto.DataType.values()[1:]:
+        raise IntegrityError(f"{path}: `{value.name}` is no tensor of a known rank", "compare a graph whose inputs and outputs are tensors")
     dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     return Port(dtype, tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in tensor.shape.dim))
 
@@ -185,7 +196,7 @@ class OpenvinoSide(_Graph):
         refuse_words(text, words, ("deployed",))
         _require("openvino", "pip install 'edgekit[openvino]'")
         self._is_deployed = "deployed" in words
-        self._core, model = self._read()
+        _, model = self._read()
         self.inputs = {port.any_name: _ov_port(port) for port in model.inputs}
         self.outputs = {port.any_name: _ov_port(port) for port in model.outputs}
         self.states = pair_states(text, self.inputs, self.outputs, options.states)
@@ -199,8 +210,10 @@ class OpenvinoSide(_Graph):
         try:
             model = core.read_model(self.path)
             for port in (*model.inputs, *model.outputs):
-                port.any_name  # noqa: B018  raises where a port has no name
-        except RuntimeError as error:
+                _ = port.any_name, port.get_names()  # raises where a port has no name, or one that is no UTF-8
+            for op in model.get_ops():
+                _ = op.get_friendly_name(), [port.get_names() for port in op.outputs()]
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise damaged(self.path, _ov_said(error)) from None
         return core, model
 
@@ -218,7 +231,7 @@ class OpenvinoSide(_Graph):
             if self._options.threads is not None:
                 config["INFERENCE_NUM_THREADS"] = str(self._options.threads)
             request = core.compile_model(model, "CPU", config).create_infer_request()
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise damaged(self.path, _ov_said(error)) from None
         names = [*self.outputs, *taps]
 
