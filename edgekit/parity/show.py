@@ -89,7 +89,7 @@ def _stream(console: Console, found: Comparison) -> None:
         return
     console.print(f"  {stream.streams} streams of {stream.steps} steps; A {stream.calls_a} calls of {stream.chunk_a}, B {stream.calls_b} calls of {stream.chunk_b}", highlight=False)
     for output in stream.outputs:
-        since = "no step is beyond the tolerance" if output.first_divergent is None else f"first beyond the tolerance at step {output.first_divergent} of stream {output.first_divergent_stream}"
+        since = "no step is beyond the tolerance" if output.first_divergent is None else f"the first step beyond the tolerance is {output.first_divergent} of stream {output.first_divergent_stream}"
         console.print(f"  {escape(output.name)}: {escape(since)}; the mean error grows by {output.drift_share:+.0%} of itself along the stream", highlight=False, soft_wrap=True)
     for check in stream.checks:
         console.print(f"  {check.check} of {check.side.upper()}: {'[green]the same again[/]' if check.is_ok else f'[red]off by {check.max_abs:.4g}[/]'}", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import shutil
 
@@ -14,7 +15,7 @@ from edgekit.bundle import MANIFEST, file_table, sealed
 from edgekit.errors import IntegrityError, UsageError
 from edgekit.formats import read_json, write_json
 from edgekit.parity import golden
-from edgekit.parity.runners import Options, open_side
+from edgekit.parity.runners import Options, Side, open_side
 from tests.small_project import Project, make_project
 
 PRUNE = "{importance: magnitude, macs: 0.75}"
@@ -105,6 +106,26 @@ def test_engines_of_a_recipe_and_a_bundle_are_streamed_clip_by_clip(project):
     found = edgekit.compare("car.yaml", "build/host", "cabin", stream=True, min_sqnr_db=-100)
     assert found.stream.streams == 6 and found.stream.steps == 4 and found.a.facts["engine"] == "step" and found.stream.states_b == {"h_in": "h_out", "c_in": "c_out"}
     assert all(check.is_ok for check in found.stream.checks) and found.stream.state_effect_b > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ai_edge_litert") is None, reason="ai-edge-litert is not installed")
+def test_an_int8_lstm_whose_runtime_wipes_the_state_between_calls_is_caught(project):
+    """The LSTM of a TFLite bundle computes on integers. A runtime that forgets what it is fed gives good first steps."""
+    edgekit.build("car.yaml", ["name=pi", "target=raspberry_pi5"], out=project.root / "build")
+
+    class Forgets(Side):
+        def __init__(self, real):
+            super().__init__("forgets", real.path)
+            self.real, self.kind, self.numbers, self.inputs, self.outputs, self.states = real, real.kind, real.numbers, real.inputs, real.outputs, real.states
+
+        def run(self, feeds, taps=(), sample=None):
+            return self.real.run({**feeds, **{state.input: np.zeros(state.shape, np.float32) for state in self.states}})
+
+    with open_side("build/pi@step") as honest:
+        assert edgekit.compare("car.yaml@step", honest, "cabin", stream=True)
+        found = edgekit.compare("car.yaml@step", Forgets(honest), "cabin", stream=True)
+        assert not found and found.reasons[0].startswith("B loses its state") and found.stream.state_effect_b == 0
+        assert not edgekit.compare("car.yaml@step", Forgets(honest), "cabin", stream=True, atol=1e9)
 
 
 def test_two_bundles_are_compared_as_releases(project):

@@ -62,7 +62,7 @@ def test_a_lost_state_is_told_first_on_the_terminal_and_in_junit(run, tmp_path):
     save_int8_step(tmp_path / "lost.onnx", loses="c_in")
     ran = run("step.onnx", "lost.onnx", "--stream", "--steps", "30", "--junit", "found.xml")
     assert ran.exit_code == 3 and ran.stdout.splitlines()[1].strip().startswith("B loses its state")
-    assert "8 streams of 30 steps; A 30 calls of 1, B 30 calls of 1" in ran.stdout and "first beyond the tolerance at step" in ran.stdout
+    assert "8 streams of 30 steps; A 30 calls of 1, B 30 calls of 1" in ran.stdout and "the first step beyond the tolerance is" in ran.stdout
     cases = {case.get("name"): len(case) for case in ElementTree.parse(tmp_path / "found.xml").getroot()[0]}
     assert cases == {"output y": 1, "reset of A": 0, "restore of A": 0, "reset of B": 0, "restore of B": 0, "verdict": 1}
 
