@@ -10,6 +10,8 @@
     measure.py   errors, accumulated sample by sample; when they are within tolerance
     stream.py    state carried over chunks
     release.py   what changed between two bundles
-    check.py     `compare`, which puts these together; `verify` of one bundle
+    check.py     `compare`, which puts these together
+    golden.py    `edgekit verify`: one bundle against what it was delivered with
+    arguments.py the command line's spellings
     show.py      the terminal's table and JUnit XML
 """
