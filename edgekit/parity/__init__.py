@@ -8,8 +8,14 @@
     samples.py   what both sides are fed, one sample in memory at a time
     pairing.py   which output belongs to which, by exact name or a mapping file
     measure.py   errors, accumulated sample by sample; when they are within tolerance
+    tolerance.py what INT8 may cost, measured on the models and data at hand
     stream.py    state carried over chunks
     release.py   what changed between two bundles
+    bisect.py    the error that each layer introduces, against the one that it inherits
+    matching.py  which inner tensor of B is which of A
+    inside.py    graphs with their inner tensors in reach
+    surgery.py   ONNX graphs cut open, rounded as another one is, or reduced to a part
+    repro.py     the smallest graph that shows an error, as a folder
     check.py     `compare`, which puts these together
     golden.py    `edgekit verify`: one bundle against what it was delivered with
     arguments.py the command line's spellings

@@ -28,6 +28,7 @@ from edgekit.parity.result import DIFFERS, SAME, Comparison, SideInfo, Slice, Ta
 from edgekit.parity.runners import Options, Side, kind_of, open_side, split_words
 from edgekit.parity.samples import Sample, Samples, Wish, of_arrays, open_samples
 from edgekit.parity.stream import Cut, Streams, one_graph
+from edgekit.parity.tolerance import expected
 
 DEFAULT_METRICS = ("mae", "f1", "corr")
 DEFAULT_STEPS = 64
@@ -120,7 +121,8 @@ def compare(
         if stream:  # a state is what goes round, and is compared by what it does
             pairs = [pair for pair in pairs if pair[0] in carried]
         limits.check_names([name for name, _ in pairs])
-        accumulators = [Accumulator(pair, tolerance(pair[0], limits, side_a.numbers, side_b.numbers), infinities_compare_equal) for pair in pairs]
+        measured = {} if all(limits.is_given(name) for name, _ in pairs) else expected(side_a, side_b, names, source, stream, 1 if stream_axis is None else stream_axis)
+        accumulators = [Accumulator(pair, tolerance(pair[0], limits, side_a.numbers, side_b.numbers, measured.get(pair[0])), infinities_compare_equal) for pair in pairs]
         run = _Run(side_a, side_b, names, accumulators, keep, on_sample)
         run.seconds["open"] = time.perf_counter() - started
         streams = Streams(side_a, side_b, names, Cut(1 if stream_axis is None else stream_axis, chunk_a, chunk_b, rate_hz)) if stream else None

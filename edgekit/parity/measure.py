@@ -62,8 +62,12 @@ class Limits:
                     raise UsageError(f"a tolerance is given for output `{name}`, which is not compared", suggestion(name, list(outputs)))
 
 
-def tolerance(name: str, limits: Limits, numbers_a: str, numbers_b: str) -> Tolerance:
-    """What output `name` must keep: as given, else a default for the numbers that the two compute in."""
+def tolerance(name: str, limits: Limits, numbers_a: str, numbers_b: str, measured: tuple[float, str] | None = None) -> Tolerance:
+    """What output `name` must keep: as given, else a default for the numbers that the two compute in.
+
+    Args:
+        measured: (least SQNR in dB, why), where tolerance.py could measure what INT8 costs.
+    """
 
     def own(table: Mapping[str, float] | None, default: float | None) -> float | None:
         return (table or {}).get(name, (table or {}).get("", default))
@@ -74,6 +78,8 @@ def tolerance(name: str, limits: Limits, numbers_a: str, numbers_b: str) -> Tole
         # As Polygraphy: whichever of the two is not given is 1e-5.
         default = None if is_sqnr_only else 1e-5
         return Tolerance(stat, own(limits.atol, default), own(limits.rtol, default), limits.quantile, own(limits.min_sqnr_db, None), own(limits.min_cosine, None), None, "as given")  # type: ignore[arg-type]
+    if measured is not None:
+        return Tolerance("elemwise", None, None, min_sqnr_db=measured[0], why=measured[1])
     integers = [numbers_a, numbers_b].count("int8")
     if integers == 2:
         return Tolerance("elemwise", None, None, min_sqnr_db=SAME_INT8_SQNR_DB, why="default for INT8 against INT8: kernels may round a sum by one step")
