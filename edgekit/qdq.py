@@ -12,6 +12,7 @@ reads it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -329,6 +330,22 @@ def insert_qdq(model: ir.Model, chosen: Precisions, ranges: Mapping[str, Range],
             node.replace_input_with(1, _weight_dq(edit, node, weight, numbers))
     _sort(model)
     return model
+
+
+# Outside of these an activation in 8 bits does not change any more: GELU(-3) = -0.004, ln(511), atanh(1 - 2^-8).
+_FLAT_OUTSIDE = {"Gelu": (-3.0, math.inf), "HardSwish": (-3.0, math.inf), "Sigmoid": (-6.24, 6.24), "Tanh": (-3.12, 3.12)}
+
+
+def useful(model: ir.Model, tensor: str, r: Range) -> Range:
+    """`r` without the part in which all readers of `tensor` are flat: its steps are better spent where they are not.
+
+    On MHLT's audio encoder, seven convolutions with a GELU behind each, it takes a quarter of what INT8 costs.
+    """
+    readers = [node.op_type for node in model.graph for value in node.inputs if value is not None and value.name == tensor]
+    if not readers or not set(readers) <= _FLAT_OUTSIDE.keys() or any(value.name == tensor for value in model.graph.outputs):
+        return r
+    low, high = min(_FLAT_OUTSIDE[op][0] for op in readers), max(_FLAT_OUTSIDE[op][1] for op in readers)
+    return Range(min(max(r.low, low), high), max(min(r.high, high), low))
 
 
 def passed_on(model: ir.Model, chosen: Precisions) -> dict[str, str]:

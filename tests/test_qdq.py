@@ -229,3 +229,11 @@ def test_integers_that_are_only_moved_keep_their_scale(tmp_path):
     chosen = qdq.precisions(model, ALL, outputs=True)
     assert qdq.passed_on(model, chosen) == {"Slice_out": "a/Conv_out"}
     assert qdq.passed_on(model, qdq.precisions(model, ALL)) == {}
+
+
+def test_a_range_ends_where_all_its_readers_are_flat(tmp_path):
+    module = Lambda(lambda m, x: (m.b(torch.sigmoid(m.a(x))), torch.tanh(m.c(x)) + m.c(x)), a=nn.Linear(6, 6), b=nn.Linear(6, 6), c=nn.Linear(6, 6))
+    model = graph.load(export(tmp_path, module, (1, 7, 6)))
+    assert qdq.useful(model, "a/Add_out", Range(-40.0, 2.0)) == Range(-6.24, 2.0)
+    assert qdq.useful(model, "a/Add_out", Range(-40.0, -30.0)) == Range(-6.24, -6.24)
+    assert qdq.useful(model, "c/Add_out", Range(-40.0, 2.0)) == Range(-40.0, 2.0)  # the sum reads it too

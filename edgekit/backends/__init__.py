@@ -9,6 +9,7 @@ A backend is a module, cheap to import, with
     open(folder, target, threads=None) -> session   of out/engines/<name>/, if EXECUTES
     coverage(folder, engine, target) -> {node: precision} or None   read out of what was built; None: cannot be read
     install_hint(missing) -> str                optional: the command that installs what versions() lacks
+    placement(folder, engine, target) -> {node: unit}   optional: which unit of the device runs a layer, such as npu or cpu
     open_deployed(folder, target, threads=None) optional: as the device runs it, where that is not the parity session
 
 `target` is `Target.spec()`. A session is called with {input: array} and gives {output: array}, batch 1

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgekit.recipe import Recipe
 
 NEEDS = ("prune", "quantize")
-SEMANTICS = 2  # 2: float form beside the artifact; coverage measured where it can be
+SEMANTICS = 3  # 3: units of the device. 2: float form beside the artifact; coverage measured where it can be
 TOOLS = ("onnx", "onnx_ir", "numpy")
 
 
@@ -87,14 +87,19 @@ def run(job: Job) -> None:
     for engine in engines:
         measured = backend.coverage(job.out / "engines" / engine.name, engine, target)
         grades.add("declared" if measured is None else "measured")
-        rows += _coverage(engine, models[engine.name], target, measured, skipped[engine.name], runs[engine.name])
+        placed = backend.placement(job.out / "engines" / engine.name, engine, target) if hasattr(backend, "placement") else None
+        rows += _coverage(engine, models[engine.name], target, measured, placed, skipped[engine.name], runs[engine.name])
         names[engine.name] = _names(models[engine.name], ranges[engine.name])
     for file in ("flow.json", "preprocess.json", "io.json"):
         shutil.copyfile(prune / file, job.out / file)
     total = sum(row["macs"] * row["runs_per_window"] for row in rows)
     in_int8 = sum(row["macs"] * row["runs_per_window"] for row in rows if row["precision"] == "int8")
     [grade] = grades  # of one backend, so all engines can be read or none
-    write_json(job.out / "coverage.json", {"grade": grade, "int8_macs": in_int8 / total if total else 0.0, "macs": total, "layers": rows})
+    summary = {"grade": grade, "int8_macs": in_int8 / total if total else 0.0, "macs": total, "layers": rows}
+    if total and any("unit" in row for row in rows):
+        units = sorted({row["unit"] for row in rows})
+        summary["units"] = {unit: sum(row["macs"] * row["runs_per_window"] for row in rows if row["unit"] == unit) / total for unit in units}
+    write_json(job.out / "coverage.json", summary)
     write_json(job.out / "names.json", names)
     write_json(job.out / "target.json", target)
 
@@ -126,7 +131,13 @@ def _check(spec: dict[str, Any], engine: str, model: ir.Model) -> None:
 
 
 def _coverage(
-    engine: backends.EngineKit, model: ir.Model, target: dict[str, Any], measured: dict[str, str] | None, skipped: dict[str, str], runs: int
+    engine: backends.EngineKit,
+    model: ir.Model,
+    target: dict[str, Any],
+    measured: dict[str, str] | None,
+    placed: dict[str, str] | None,
+    skipped: dict[str, str],
+    runs: int,
 ) -> list[dict[str, Any]]:
     """One row for every layer with MACs: its precision, as read out of the engine or as declared, and why it is not INT8."""
     from edgekit import graph
@@ -139,7 +150,8 @@ def _coverage(
         reason = None if precision == "int8" else skipped.get(node, "not an INT8 layer")
         if precision != "int8" and declared == "int8":
             reason = f"declared INT8, the engine runs it in {precision}" if precision != "not found" else "declared INT8, not found in the engine"
-        rows.append({"engine": engine.name, "node": node, "op": ops[node], "macs": macs, "runs_per_window": runs, "declared": declared, "precision": precision, "reason": reason})
+        where = {} if placed is None else {"unit": placed.get(node, "unknown")}
+        rows.append({**where, "engine": engine.name, "node": node, "op": ops[node], "macs": macs, "runs_per_window": runs, "declared": declared, "precision": precision, "reason": reason})
     return rows
 
 

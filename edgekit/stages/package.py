@@ -29,7 +29,7 @@ NEEDS = ("export", "verify", "reference", "prune")
 SEMANTICS = 2  # 2: README.txt tells host steps, results and every file
 TOOLS = ("safetensors",)
 
-BUILT_WITH = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "torch-pruning", "numpy", "safetensors")
+BUILT_WITH = ("torch", "onnxsim", "transformers", "onnx", "onnx_ir", "onnxruntime", "torch-pruning", "numpy", "safetensors")
 NOT_STATED = "not stated"
 
 Row = dict[str, Any]
@@ -41,7 +41,7 @@ def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Sour
         "gates": recipe.section("gates") or {},
         # As edgekit understood it, overrides included; comments and spelling change no bundle. Gates stand above.
         "recipe": recipe.model_dump(mode="json", exclude_none=True, exclude={"gates"}),
-        "target": {"name": target.name, "description": target.description, "build_on": target.build_on, "runtime": target.runtime.model_dump(mode="json")},
+        "target": {"name": target.name, "description": target.description, "build_on": target.build_on, "runtime": target.runtime.model_dump(mode="json"), "spec": target.spec()},
         "versions": {"edgekit": edgekit.__version__, **{tool: v for tool in BUILT_WITH if (v := tool_version(tool)) is not None}},
     }
     data = open_dataset(recipe.calibrate.data, "calibration", recipe.calibrate.clips, recipe.dir, recipe.cache_root)
@@ -86,8 +86,8 @@ def run(job: Job) -> None:
         return
 
     for name in tree(job.inputs["export"]):
-        if name.split("/")[0] == "float":
-            continue  # verify's yardstick, nothing to flash
+        if name.split("/")[0] == "float" or name == "target.json":
+            continue  # verify's yardstick, nothing to flash; the target stands in the manifest
         _place(job.inputs["export"] / name, bundle / name)
     _place(golden_path, bundle / "golden.safetensors")
     preprocess = read_json(bundle / "preprocess.json")

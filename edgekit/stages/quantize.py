@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 NEEDS = ("prune", "calibrate")
-SEMANTICS = 2  # 2: every kind of layer; last layers that cost nothing give floats
+SEMANTICS = 3  # 3: tensors in fixed scales are not listed. 2: every kind of layer; last layers that cost nothing give floats
 TOOLS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
 
 PROOF_CLIPS = 2
@@ -110,7 +110,7 @@ def run(job: Job) -> None:
     write_json(
         job.out / "layers.json",
         {
-            e.name: {"int8": e.precisions.int8, "fused": e.precisions.fused, "fp32": e.fp32, "tensors": e.precisions.tensors}
+            e.name: {"int8": e.precisions.int8, "fused": e.precisions.fused, "fp32": e.fp32, "tensors": e.precisions.observed}
             for e in engines
         },
     )
@@ -236,7 +236,10 @@ def _ranges(job: Job, flow: dict, engines: list[_Engine], statistics: Statistics
             if kind == "bound":
                 mine[tensor] = (Range(*map(float, source.split())), "bound")
             else:
-                mine[tensor] = (of_data(engine.name, source), "observed" if source == tensor else f"same_as {source}")
+                found_range = of_data(engine.name, source)
+                kept = qdq.useful(engine.model, tensor, found_range)
+                word = "observed" if source == tensor else f"same_as {source}"
+                mine[tensor] = (kept, word if kept == found_range else f"{word}, without what its readers cannot tell apart")
         for tensor, written in qdq.passed_on(engine.model, engine.precisions).items():
             mine[tensor] = (mine[written][0], f"same_as {written}")
         # Both ends of a state get one range: the device feeds the integers back as they are.

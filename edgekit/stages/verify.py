@@ -421,7 +421,8 @@ def _coverage(coverage: Row) -> Row:
             row["int8_macs"] += macs if layer["precision"] == "int8" else 0
         if layer["precision"] != "int8":
             skipped.setdefault(layer["engine"], {})[layer["node"]] = f"{layer['precision']}: {layer['reason']}"
-    return {"grade": coverage["grade"], "int8_macs": coverage["int8_macs"], "macs": coverage["macs"], "engines": engines, "ops": ops, "skipped": skipped}
+    units = {"units": coverage["units"]} if "units" in coverage else {}
+    return {**units, "grade": coverage["grade"], "int8_macs": coverage["int8_macs"], "macs": coverage["macs"], "engines": engines, "ops": ops, "skipped": skipped}
 
 
 def _sizes(models: dict[str, Any], inputs: dict[str, Path]) -> dict[str, Any]:
@@ -434,17 +435,24 @@ def _sizes(models: dict[str, Any], inputs: dict[str, Path]) -> dict[str, Any]:
     import onnx
 
     graphs = [onnx.load(str(path)).graph for path in sorted((inputs["quantize"] / "engines").glob("*/qdq.onnx"))]
-    built, as_float = inputs["export"] / "engines", inputs["export"] / "float" / "engines"
+    as_float = inputs["export"] / "float" / "engines"
     return {
         **models,
         "artifact": {
             "parameters": models["pruned"]["parameters"],
             "macs": models["pruned"]["macs"],
             "bytes": sum(onnx.numpy_helper.to_array(weight).nbytes for graph in graphs for weight in graph.initializer),
-            "engine_bytes": _bytes_below(built),
-            "float_bytes": _bytes_below(as_float) if as_float.is_dir() else None,
+            "engine_bytes": _flashed_bytes(inputs["export"]),
+            "float_bytes": _flashed_bytes(as_float.parent) if as_float.is_dir() else None,
         },
     }
+
+
+def _flashed_bytes(export: Path) -> int:
+    """Size of the engines' own files where build.json names them, else of all that stands in their folders."""
+    engines = read_json(export / "build.json").get("engines", {})
+    files = [row["file"] for row in engines.values() if "file" in row] if isinstance(engines, dict) else []
+    return sum((export / file).stat().st_size for file in files) or _bytes_below(export / "engines")
 
 
 def _bytes_below(folder: Path) -> int:

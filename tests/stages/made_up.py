@@ -162,6 +162,7 @@ def stage_dirs(tmp_path: Path, data: MadeUp, noise: float = 0.002, pruned_noise:
         "head": {"inputs": [tensor("features", 2, 4), tensor("wave", 400)], "outputs": [tensor("o"), tensor("v")]},
     }})  # fmt: skip
     layer = {"runs_per_window": 1, "reason": None}
+    write_json(dirs["export"] / "build.json", {"engines": {}})
     write_json(dirs["export"] / "coverage.json", {"grade": "declared", "macs": 40, "int8_macs": 0.8, "layers": [
         {**layer, "engine": "eye", "node": "eye/fc", "op": "MatMul", "macs": 12, "runs_per_window": 2, "precision": "int8"},
         {**layer, "engine": "head", "node": "head/fc", "op": "MatMul", "macs": 8, "precision": "int8"},

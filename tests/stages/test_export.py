@@ -35,7 +35,7 @@ def root(made, tmp_path):
 def test_the_kit_is_complete(made):
     files = {str(p.relative_to(made / "export")) for p in (made / "export").rglob("*") if p.is_file()}
     names = ("model.onnx", "calibration.cache", "precisions.json", "int8_tensors.txt")
-    shared = {"build.sh", "build.json", "flow.json", "preprocess.json", "io.json", "names.json", "coverage.json"}
+    shared = {"build.sh", "build.json", "flow.json", "preprocess.json", "io.json", "names.json", "coverage.json", "target.json"}
     assert files == {f"engines/{e}/{name}" for e in ("encoder", "cell") for name in names} | shared
 
 

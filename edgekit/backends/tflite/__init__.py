@@ -88,3 +88,12 @@ def coverage(folder: Path, engine: EngineKit, target: Mapping[str, Any]) -> dict
     from edgekit.backends.tflite import precision
 
     return precision.of_layers(folder, engine)
+
+
+def placement(folder: Path, engine: EngineKit, target: Mapping[str, Any]) -> dict[str, str] | None:
+    """{node of float.onnx with MACs: npu or cpu}, from what Vela compiled; None where there is no NPU."""
+    if target["runtime"]["name"] != "Vela":
+        return None
+    from edgekit.backends.tflite import precision, vela
+
+    return precision.placed(folder, engine, vela.placement(folder / MODEL, (folder / MODEL).with_stem("model_vela")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,20 @@ def of_layers(folder: Path, engine: EngineKit) -> dict[str, str]:
             ops = [writers[tensor] for tensor in made.get(node.name, []) if tensor in writers]
             kinds = {_precision(op) for op in ops if op.name in _MACS}
             found[node.name] = "unknown" if not kinds else kinds.pop() if len(kinds) == 1 else "mixed"
+    return found
+
+
+def placed(folder: Path, engine: EngineKit, units: Mapping[str, str]) -> dict[str, str]:
+    """{node of float.onnx with MACs: unit} from {output tensor of an op: unit}; a layer in parts on two units is `both`."""
+    from edgekit import graph
+
+    made = read_json(folder / "ops.json")
+    writers = {op.output: op for ops in read(folder / MODEL) for op in ops}
+    found = {}
+    for node in graph.load(engine.float_onnx).graph:
+        if node.op_type in graph.MAC_OPS:
+            where = {units[tensor] for tensor in made.get(node.name, []) if tensor in units and writers[tensor].name in _MACS}
+            found[node.name] = "unknown" if not where else where.pop() if len(where) == 1 else "both"
     return found
 
 

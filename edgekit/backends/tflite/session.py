@@ -48,7 +48,8 @@ def _compile_engine(engine: EngineKit, target: Mapping[str, Any], folder: Path) 
     if target["runtime"]["name"] == "Vela" and engine.int8:
         vela.check_version(target)
         compiled = vela.compile(folder / MODEL, folder, **vela.options(target))
-        facts["vela"] = {"file": f"engines/{engine.name}/{compiled.model.name}", **compiled.summary}
+        facts["file"], facts["compiled_from"] = f"engines/{engine.name}/{compiled.model.name}", facts["file"]
+        facts["vela"] = compiled.summary
     return facts
 
 
