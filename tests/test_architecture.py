@@ -28,7 +28,7 @@ LAYERS = (
     ("datasets",),
     ("qdq",),
     ("rewrites", "qdq_loop"),
-    ("graph", "flow", "compare", "metrics", "losses", "report"),
+    ("graph", "flow", "compare", "metrics", "losses", "report", "slices"),
     ("quant",),
     ("formats",),
     ("recipe", "target", "cache", "bundle", "tools"),

@@ -13,9 +13,7 @@ are silently wrong, and an accuracy gate would not say where.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +24,7 @@ from edgekit.datasets import Dataset, metrics_of, open_dataset
 from edgekit.errors import DataError, TargetError
 from edgekit.formats import read_json, write_json
 from edgekit.progress import track
+from edgekit.slices import bins
 from edgekit.stages import Job
 from edgekit.stages.reference import DEFAULT_METRICS, GOLDEN, PREDICTIONS, REFERENCE
 
@@ -46,8 +45,6 @@ FLOAT_TOLERANCE = 1e-4  # of max(1, largest output): float32 sums in another ord
 EXACT_ENOUGH_DB = 30  # kernels round sums by another rule, one step here and there: about what 8 bits cost once more. Wrong ones are further off
 OUTPUTS = "outputs.safetensors"
 WORST_LAYERS = 12
-SNR_BIN_DB = 5
-MAX_VALUES = 8  # a tag with more values than this is no slice, such as a clip's sentence
 
 Row = dict[str, Any]
 
@@ -360,7 +357,7 @@ def _slices(tags: list[dict[str, Any]], metric: Metric, labels: np.ndarray, rows
 
     found = []
     for tag in sorted({name for clip in tags for name in clip}):
-        for label, low, high, member in _bins(tag, [clip.get(tag) for clip in tags]):
+        for label, low, high, member in bins(tag, [clip.get(tag) for clip in tags]):
             keep = np.asarray(member)
             if keep.sum() < 2 or (metric.needs_varied_labels and np.ptp(labels[keep]) == 0):
                 continue
@@ -382,30 +379,6 @@ def _slices(tags: list[dict[str, Any]], metric: Metric, labels: np.ndarray, rows
                 }
             )
     return found
-
-
-def _bins(tag: str, values: list[Any]) -> Iterable[tuple[str, float | None, float | None, list[bool]]]:
-    """(label, from, to, membership): single values if there are few, else ranges of numbers."""
-    present = {value for value in values if value is not None}
-    if len(present) < 2 and tag != "snr_db":
-        return
-    numbers = sorted(v for v in present if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v))
-    if len(present) <= MAX_VALUES:
-        for value in sorted(present, key=lambda v: (isinstance(v, str), v)):
-            at = float(value) if not isinstance(value, str) else None
-            yield (f"{value:g}" if at is not None else str(value)), at, at, [v == value for v in values]
-        return
-    if len(numbers) < len(present):
-        return
-    if tag == "snr_db":
-        first, last = math.floor(numbers[0] / SNR_BIN_DB), math.ceil(numbers[-1] / SNR_BIN_DB)
-        edges = [float(SNR_BIN_DB * i) for i in range(first, max(last, first + 1) + 1)]
-    else:
-        edges = sorted({numbers[round(i * (len(numbers) - 1) / 4)] for i in range(5)})
-    for low, high in itertools.pairwise(edges):
-        is_last = high == edges[-1]
-        member = [v is not None and low <= v and (v < high or (is_last and v == high)) for v in values]
-        yield f"{low:g} to {high:g}", low, high, member
 
 
 def _coverage(coverage: Row) -> Row:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from edgekit import slices
 from edgekit.backends import onnxruntime
 from edgekit.errors import DataError
 from edgekit.flow import run_flow
@@ -98,12 +99,12 @@ def test_slices_cover_every_clip_once_per_tag(measured):
     ([f"s{i}" for i in range(10)], {}),
 ])  # fmt: skip
 def test_bins_of_a_tag(values, want):
-    assert {label: sum(member) for label, _, _, member in verify._bins("snr_db", values)} == want
+    assert {label: sum(member) for label, _, _, member in slices.bins("snr_db", values)} == want
 
 
 def test_quartiles_of_another_number_cover_every_clip():
     values = [float(i * i) for i in range(30)]
-    bins = list(verify._bins("light", values))
+    bins = list(slices.bins("light", values))
     assert len(bins) == 4 and np.sum([member for *_, member in bins], axis=0).tolist() == [1] * 30
 
 
