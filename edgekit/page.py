@@ -7,8 +7,9 @@ page's own policy forbids scripts and requests.
 from __future__ import annotations
 
 import html
+import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 WIDTH = 360  # of every chart, in its own units; CSS scales it
@@ -68,6 +69,43 @@ def esc(value: Any, lines: bool = False) -> str:
     """Text for HTML. Control and direction-changing characters of untrusted names become visible marks."""
     text = "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cf", "Cs") and not (lines and c in "\n\t") else c for c in str(value))
     return html.escape(text, quote=True)
+
+
+# charts: 360 units wide, so that their 12-unit text is 12 px on a phone
+
+
+def scale(low: float, high: float, at_low: float, at_high: float) -> Callable[[float], float]:
+    span = (high - low) or 1.0
+    return lambda value: at_low + (value - low) / span * (at_high - at_low)
+
+
+def ticks_of(low: float, high: float, about: int) -> list[float]:
+    """Round numbers from low to high."""
+    span = (high - low) or 1.0
+    raw = span / about
+    step = 10.0 ** math.floor(math.log10(raw))
+    step *= next(m for m in (1, 2, 5, 10) if m * step >= raw * 0.999)
+    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def tick_text(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−") if abs(value) > 1e-12 else "0"
+
+
+def axis_x(x: Callable[[float], float], y: float, ticks: Sequence[float]) -> str:
+    return "".join(f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="8" y2="{y}"/><text class="small faint" x="{x(t):.1f}" y="{y + 15}" text-anchor="middle">{tick_text(t)}</text>' for t in ticks)
+
+
+def axis_y(y: Callable[[float], float], ticks: Sequence[float]) -> str:
+    return "".join(f'<line class="grid" x1="44" x2="{WIDTH - 8}" y1="{y(t):.1f}" y2="{y(t):.1f}"/><text class="small faint" x="40" y="{y(t) + 4:.1f}" text-anchor="end">{tick_text(t)}</text>' for t in ticks)
+
+
+def legend(entries: Sequence[tuple[str, str]], y: float, x: float = 44.0) -> str:
+    parts = []
+    for tone, text in entries:
+        parts.append(f'<rect class="fill {tone}" x="{x}" y="{y - 9}" width="10" height="10" rx="2"/><text class="small" x="{x + 15}" y="{y}">{esc(text)}</text>')
+        x += 26 + 7 * len(text)
+    return "".join(parts)
 
 
 STYLE = """

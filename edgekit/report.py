@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgekit.page import WIDTH, document, esc, svg, table
+from edgekit.page import WIDTH, axis_x, axis_y, document, esc, legend, scale, svg, table, ticks_of
 
 if TYPE_CHECKING:  # package renders again within seconds: numpy only where an array is touched
     import numpy as np
@@ -64,7 +64,7 @@ def samples(golden: Mapping[str, np.ndarray], described: Iterable[Mapping[str, A
                 how=str(clip.get("how", "")),
                 tags=clip.get("tags", {}),
                 strip_png=None if frames is None else png(_strip(frames)),
-                envelope=() if audio is None else _envelope(audio),
+                envelope=() if audio is None else envelope(audio),
                 seconds=seconds,
             )
         )
@@ -95,7 +95,7 @@ def _strip(frames: np.ndarray, count: int = 4, max_height: int = 96) -> np.ndarr
     return np.ascontiguousarray(np.concatenate(picked, axis=1))
 
 
-def _envelope(audio: np.ndarray, count: int = 170) -> tuple[tuple[float, float], ...]:
+def envelope(audio: np.ndarray, count: int = 170) -> tuple[tuple[float, float], ...]:
     import numpy as np
 
     pieces = np.array_split(audio.astype(np.float64) / 32768, min(count, len(audio)))
@@ -269,9 +269,9 @@ class _Page:
         lead = f"<p><strong>{100 * coverage['int8_macs']:.1f} %</strong> of all MACs run in INT8 <small>({esc(grades.get(grade, grade))})</small></p>"
         charts = []
         for title, key in (("By engine", "engines"), ("By op", "ops")):
-            parts = _coverage_parts(coverage, key)
+            parts = coverage_parts(coverage, key)
             if parts:
-                charts.append(_coverage_chart(parts, title))
+                charts.append(coverage_chart(parts, title))
         skipped = coverage.get("skipped") or {}
         rows = [[f"<code>{esc(engine)}</code>", f"<code>{esc(layer)}</code>", esc(reason)] for engine, layers in skipped.items() if isinstance(layers, Mapping) for layer, reason in layers.items()]
         details = ""
@@ -372,7 +372,7 @@ class _Page:
         return f'<span class="ci">{self.number(name, band[0], signed).removesuffix(" %")} to {self.number(name, band[1], signed)}</span>'
 
 
-def _coverage_parts(coverage: Mapping[str, Any], key: str) -> list[tuple[str, float, float]]:
+def coverage_parts(coverage: Mapping[str, Any], key: str) -> list[tuple[str, float, float]]:
     """(name, MACs, INT8 MACs) per engine or op, largest first."""
     parts = []
     for name, entry in (coverage.get(key) or {}).items():
@@ -390,9 +390,9 @@ def _forest(rows: Sequence[tuple[str, float | None, float | None, float | None]]
     finite = [x for row in rows for x in row[1:] if x is not None] + list(limits) + [0.0]
     low, high = min(finite), max(finite)
     pad = (high - low) * 0.08 or 0.01
-    x = _scale(low - pad, high + pad, 74, WIDTH - 12)
+    x = scale(low - pad, high + pad, 74, WIDTH - 12)
     height = 34 * len(rows) + 50
-    body = [_axis_x(x, height - 34, _ticks(low - pad, high + pad, 4))]
+    body = [axis_x(x, height - 34, ticks_of(low - pad, high + pad, 4))]
     body.append(f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="8" y2="{height - 34}"/>')
     for limit in limits:
         body.append(f'<line class="limit" x1="{x(limit):.1f}" x2="{x(limit):.1f}" y1="8" y2="{height - 34}"/><text class="limit" x="{x(limit) - 4:.1f}" y="{height - 4}" text-anchor="end">gate</text>')
@@ -412,8 +412,8 @@ def _bars(slices: Sequence[Mapping[str, Any]], title: str, show: Callable[[float
     """Float and INT8 per slice, with the interval of INT8."""
     values = [s[k] for s in slices for k in ("float", "artifact", "high", "low") if s[k] is not None] + [0.0]
     bottom, top = 190.0, max(values) or 1.0
-    y = _scale(min(values), top * 1.05, bottom, 12)
-    body = [_axis_y(y, _ticks(min(values), top, 4))]
+    y = scale(min(values), top * 1.05, bottom, 12)
+    body = [axis_y(y, ticks_of(min(values), top, 4))]
     step = (WIDTH - 52) / len(slices)
     width = min(22.0, step / 3)
     for i, s in enumerate(slices):
@@ -426,12 +426,12 @@ def _bars(slices: Sequence[Mapping[str, Any]], title: str, show: Callable[[float
             at = centre + width / 2
             body.append(f'<line class="error" x1="{at:.1f}" x2="{at:.1f}" y1="{y(s["low"]):.1f}" y2="{y(s["high"]):.1f}"/>')
         body.append(f'<text x="{centre:.1f}" y="{bottom + 16}" text-anchor="middle" class="small">{esc(_minus(s["value"])[:14])}</text><text x="{centre:.1f}" y="{bottom + 30}" text-anchor="middle" class="small faint">n {s["n"]}</text>')
-    body.append(_legend((("float", "Float"), ("artifact", "INT8, 95 % interval")), 236))
+    body.append(legend((("float", "Float"), ("artifact", "INT8, 95 % interval")), 236))
     said = "; ".join(f"{s['value']}: {_strip_tags(show(s['float']))} float, {_strip_tags(show(s['artifact']))} INT8" for s in slices)
     return svg(244, title, said, "".join(body))
 
 
-def _coverage_chart(parts: Sequence[tuple[str, float, float]], title: str) -> str:
+def coverage_chart(parts: Sequence[tuple[str, float, float]], title: str) -> str:
     total = sum(macs for _, macs, _ in parts) or 1.0
     parts = list(parts)[:12]
     widest = parts[0][1] or 1.0
@@ -444,7 +444,7 @@ def _coverage_chart(parts: Sequence[tuple[str, float, float]], title: str) -> st
             f'<rect class="track" x="0" y="{y + 16}" width="{max(width, 1):.1f}" height="12" rx="2"/><rect class="fill artifact" x="0" y="{y + 16}" width="{width * int8 / macs if macs else 0:.1f}" height="12" rx="2"/>'
         )
     height = 40 * len(parts) + 26
-    body.append(_legend((("artifact", "INT8"), ("track", "float")), height - 8, x=0.0))
+    body.append(legend((("artifact", "INT8"), ("track", "float")), height - 8, x=0.0))
     said = "; ".join(f"{name}: {100 * macs / total:.1f} % of MACs, {100 * int8 / macs if macs else 0:.0f} % of them INT8" for name, macs, int8 in parts)
     return svg(height, title, said, "".join(body))
 
@@ -453,13 +453,13 @@ def _scatter(points: Sequence[tuple[float, float, float]]) -> str:
     """Prediction over label, float and INT8."""
     low = min(-1.0, *(min(p) for p in points))
     high = max(1.0, *(max(p) for p in points))
-    x, y = _scale(low, high, 44, WIDTH - 10), _scale(low, high, 300, 10)
-    ticks = _ticks(low, high, 4)
-    body = [_axis_x(x, 300, ticks), _axis_y(y, ticks), f'<line class="zero" x1="{x(low):.1f}" y1="{y(low):.1f}" x2="{x(high):.1f}" y2="{y(high):.1f}"/>']
+    x, y = scale(low, high, 44, WIDTH - 10), scale(low, high, 300, 10)
+    ticks = ticks_of(low, high, 4)
+    body = [axis_x(x, 300, ticks), axis_y(y, ticks), f'<line class="zero" x1="{x(low):.1f}" y1="{y(low):.1f}" x2="{x(high):.1f}" y2="{y(high):.1f}"/>']
     for row, at in (("float", 1), ("artifact", 2)):
         dots = "".join(f"M{x(p[0]):.1f} {y(p[at]):.1f}h0" for p in points)
         body.append(f'<path class="points {row}" d="{dots}"/>')
-    body.append(_legend((("float", "Float"), ("artifact", "INT8")), 336))
+    body.append(legend((("float", "Float"), ("artifact", "INT8")), 336))
     return svg(344, "Prediction over label", f"{len(points)} clips; the closer to the diagonal the better", "".join(body))
 
 
@@ -473,15 +473,15 @@ def _histogram(points: Sequence[tuple[Any, Any, Any]], bins: int = 24) -> str:
         for e in values:
             counts[row][min(bins - 1, int((e + edge) / (2 * edge) * bins))] += 1
     top = max(max(c) for c in counts.values()) or 1
-    x, y = _scale(-edge, edge, 44, WIDTH - 10), _scale(0, top * 1.05, 300, 10)
-    body = [_axis_x(x, 300, _ticks(-edge, edge, 4)), _axis_y(y, _ticks(0, top, 4))]
+    x, y = scale(-edge, edge, 44, WIDTH - 10), scale(0, top * 1.05, 300, 10)
+    body = [axis_x(x, 300, ticks_of(-edge, edge, 4)), axis_y(y, ticks_of(0, top, 4))]
     for row in ("float", "artifact"):
         path = f"M{x(-edge):.1f} {y(0):.1f}"
         for i, count in enumerate(counts[row]):
             left, right = (-edge + 2 * edge * (i + k) / bins for k in (0, 1))
             path += f"L{x(left):.1f} {y(count):.1f}L{x(right):.1f} {y(count):.1f}"
         body.append(f'<path class="outline {row}" d="{path}L{x(edge):.1f} {y(0):.1f}"/>')
-    body.append(_legend((("float", "Float"), ("artifact", "INT8")), 336))
+    body.append(legend((("float", "Float"), ("artifact", "INT8")), 336))
     return svg(344, "Error: prediction minus label", f"number of clips per error, from {-edge:.2f} to {edge:.2f}", "".join(body))
 
 
@@ -490,40 +490,6 @@ def _waveform(clip: Sample) -> str:
     peak = max(max(-low, high) for low, high in clip.envelope) or 1.0
     path = "".join(f"M{step * (i + 0.5):.1f} {24 - 22 * high / peak:.1f}V{24 - 22 * low / peak + 0.5:.1f}" for i, (low, high) in enumerate(clip.envelope))
     return f'<svg class="wave" viewBox="0 0 {WIDTH} 48" role="img" aria-label="Waveform of clip {esc(clip.id)}, {clip.seconds:.1f} seconds"><path d="{path}"/></svg>'
-
-
-def _scale(low: float, high: float, at_low: float, at_high: float) -> Callable[[float], float]:
-    span = (high - low) or 1.0
-    return lambda value: at_low + (value - low) / span * (at_high - at_low)
-
-
-def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers from low to high."""
-    span = (high - low) or 1.0
-    raw = span / about
-    step = 10.0 ** math.floor(math.log10(raw))
-    step *= next(m for m in (1, 2, 5, 10) if m * step >= raw * 0.999)
-    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
-def _tick_text(value: float) -> str:
-    return f"{value:.4g}".replace("-", "−") if abs(value) > 1e-12 else "0"
-
-
-def _axis_x(x: Callable[[float], float], y: float, ticks: Sequence[float]) -> str:
-    return "".join(f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="8" y2="{y}"/><text class="small faint" x="{x(t):.1f}" y="{y + 15}" text-anchor="middle">{_tick_text(t)}</text>' for t in ticks)
-
-
-def _axis_y(y: Callable[[float], float], ticks: Sequence[float]) -> str:
-    return "".join(f'<line class="grid" x1="44" x2="{WIDTH - 8}" y1="{y(t):.1f}" y2="{y(t):.1f}"/><text class="small faint" x="40" y="{y(t) + 4:.1f}" text-anchor="end">{_tick_text(t)}</text>' for t in ticks)
-
-
-def _legend(entries: Sequence[tuple[str, str]], y: float, x: float = 44.0) -> str:
-    parts = []
-    for tone, text in entries:
-        parts.append(f'<rect class="fill {tone}" x="{x}" y="{y - 9}" width="10" height="10" rx="2"/><text class="small" x="{x + 15}" y="{y}">{esc(text)}</text>')
-        x += 26 + 7 * len(text)
-    return "".join(parts)
 
 
 # tables and text

@@ -12,7 +12,8 @@ import zlib
 import numpy as np
 import pytest
 
-from edgekit.report import _ticks, esc, png, render, samples
+from edgekit.page import ticks_of
+from edgekit.report import esc, png, render, samples
 
 
 def measured(**more):
@@ -227,7 +228,7 @@ def test_silence_and_single_clips_draw():
 
 @pytest.mark.parametrize("low, high", [(0, 1), (-1, 1), (0, 1e-9), (-3.2e5, 7.1e5), (0.1, 0.1)])
 def test_ticks_are_round_and_inside(low, high):
-    ticks = _ticks(low, high, 4)
+    ticks = ticks_of(low, high, 4)
     assert len(ticks) <= 11
     assert all(low - 1e-9 * max(1, abs(low)) <= t <= max(high, low + 1) + 1e-9 * max(1, abs(high)) for t in ticks)
 
