@@ -70,7 +70,7 @@ def compile(kit: Kit, out: Path) -> None:
         folder = out / "engines" / engine.name
         folder.mkdir(parents=True, exist_ok=True)
         model = onnx.load(str(engine.qdq_onnx))
-        _keep_float(model, engine.int8)
+        _keep_float(model, engine.int8, kit.target["ops"])
         onnx.save(model, str(folder / "model.onnx"))
     write_json(
         out / "build.json",
@@ -85,8 +85,12 @@ def compile(kit: Kit, out: Path) -> None:
     )
 
 
-def _keep_float(model: onnx.ModelProto, int8: Iterable[str]) -> None:
-    """Make ONNX Runtime leave layers in float that are not in `int8`.
+# Their kernels on integers compute by tables of their own: QLinearSoftmax was seen 8 dB off.
+_TABLES = ("Softmax", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool")
+
+
+def _keep_float(model: onnx.ModelProto, int8: Iterable[str], ops: Mapping[str, Any]) -> None:
+    """Make ONNX Runtime leave layers in float that are not in `int8`, and other ops that the target's table does not take in INT8.
 
     Between a DQ and a Q its optimizer quantizes the float weights of Conv, ConvTranspose and Gemm by itself, and
     per tensor at that (core/optimizer/qdq_transformer/weight_bias_quantization.cc). A Max of one tensor in
@@ -97,7 +101,9 @@ def _keep_float(model: onnx.ModelProto, int8: Iterable[str]) -> None:
     int8 = set(int8)
     dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     for i, node in reversed(list(enumerate(model.graph.node))):
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and node.name not in int8 and node.input[0] in dequantized:
+        is_layer = node.op_type in ("Conv", "ConvTranspose", "Gemm") and node.name not in int8
+        is_table = node.op_type in _TABLES and not ops.get(node.op_type, {}).get("int8")
+        if (is_layer or is_table) and node.input[0] in dequantized:
             name = f"{node.name}/keep_float"
             model.graph.node.insert(i, onnx.helper.make_node("Max", [node.input[0]], [f"{name}_out"], name))
             node.input[0] = f"{name}_out"

@@ -215,3 +215,22 @@ def test_a_float_transposed_convolution_between_integers_keeps_its_weights(shipp
     a, b = onnxruntime.open(folder, shipped.spec())(fed[0])["y0"], onnxruntime.simulate(engine.qdq_onnx)(fed[0])["y0"]
     step = next(onnx.numpy_helper.to_array(i) for i in onnx.load(engine.qdq_onnx).graph.initializer if i.name == "y0.scale")
     assert np.abs(np.rint((a - b) / step)).max() <= 1
+
+
+def test_a_softmax_that_the_target_leaves_in_float_stays_there(tmp_path):
+    """ONNX Runtime would make a QLinearSoftmax of it, whose table is coarse."""
+    module = Lambda(lambda m, x: m.b(torch.softmax(m.a(x), -1)), a=nn.Linear(16, 24), b=nn.Linear(24, 8))
+    path = export(tmp_path, module, (1, 9, 16))
+    model, x = graph.load(path), feeds(graph.load(path))
+    numbers = Numbers(dtype="uint8", symmetric=False, outputs=True)
+    chosen = qdq.precisions(model, {"MatMul": {"int8": True}}, outputs=True)
+    seen = onnxruntime.simulate(path, also=[name for name in chosen.observed if name != "x0"])(x) | x
+    file = tmp_path / "qdq.onnx"
+    graph.save(qdq.insert_qdq(model, chosen, {name: Range(float(seen[name].min()), float(seen[name].max())) for name in chosen.observed}, numbers), file)
+    engine, target = EngineKit("e", path, file, chosen.int8), load_target("onnxruntime_x86", ROOT).spec()
+    onnxruntime.compile(Kit((engine,), {**target, "ops": {"MatMul": {"int8": True}}}, tmp_path), tmp_path / "out")
+    folder = tmp_path / "out/engines/e"
+    kernels = [node.op_type for node in onnxruntime._optimized(folder / "model.onnx").graph.node]
+    assert "Softmax" in kernels and "QLinearSoftmax" not in kernels
+    want, got = onnxruntime.simulate(file)(x)["y0"], onnxruntime.open(folder, target)(x)["y0"]
+    assert np.abs(got - want).max() <= 2 * float(np.abs(want).max()) / 127
