@@ -234,6 +234,8 @@ def configuration(hint: str, threads: int | None = None) -> dict[str, Any]:
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
         "INFERENCE_PRECISION_HINT": hint,
+        # Pinned to a core, the calling thread would drag the thread pools of torch and ONNX Runtime onto it: 100 times slower.
+        "ENABLE_CPU_PINNING": False,
         # Never quantize what the Q/DQ graph left in float.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
     }
