@@ -30,7 +30,7 @@ from edgekit.errors import DataError, UsageError
 from edgekit.graph import COPY_OPS
 from edgekit.parity.inside import inside_of
 from edgekit.parity.matching import Match, match
-from edgekit.parity.measure import FLOAT_OF_PEAK
+from edgekit.parity.measure import FLOAT_OF_PEAK, LUCK
 from edgekit.parity.pairing import feeds_of
 from edgekit.parity.result import Bisect, LayerRow
 from edgekit.parity.runners import Options, Side, open_side
@@ -42,8 +42,6 @@ Arrays = Mapping[str, np.ndarray]
 
 MARGIN = 4.0
 """Introduced noise power over the expected one. A range of other data, an observer that clips, a wider weight scale: each may cost some dB, 6 are allowed."""
-LUCK = 6.2
-"""exp(LUCK / sqrt(n)) is about where 999 of 1000 ratios of two noises of n values lie: the F distribution's quantile for n of 4 to 64."""
 FLOAT_NOISE = 1e-5
 """RMS of float32 sums in another order, as a share of the signal's; a hundred times what one rounding costs."""
 MAX_CALLS = 64
@@ -92,10 +90,7 @@ def bisect(
         hunt = Hunt(side_a, side_b, mapping or {}, Calls(side_a, source, stream, 1 if stream_axis is None else stream_axis), threads)
         found = hunt.run([nodes] if isinstance(nodes, str) else list(nodes or ()))
         minimal = hunt.save_repro(found[0], Path(repro)) if repro is not None and found else {}
-    return Bisect(
-        tuple(row.row for row in found), _modules(found), len(found),
-        tuple(hunt.unmatched_a), tuple(hunt.unmatched_b), minimal, time.perf_counter() - started,
-    )  # fmt: skip
+    return hunt.result(found, time.perf_counter() - started, minimal)
 
 
 class Calls:
@@ -202,6 +197,9 @@ class Hunt:
         rows = self.rows(globs)
         return self._ranked(rows, self._measure(rows))
 
+    def result(self, found: Sequence[Found], seconds: float, minimal: Mapping[str, Any] | None = None) -> Bisect:
+        return Bisect(tuple(row.row for row in found), _modules(found), len(found), tuple(self.unmatched_a), tuple(self.unmatched_b), dict(minimal or {}), seconds)
+
     def match(self) -> None:
         """Find B's tensors in A: `matched`, and the parts between them.
 
@@ -261,11 +259,11 @@ class Hunt:
         needed = {*rows, *(tap for name in rows for tap in self.parts_b[name].taps if tap in self.matched)}
         taps_a = [self.matched[name].a for name in self.matched]
         state_ends = [output for output, _ in self._states.values()], [output for output, _ in self._states_b.values()]
-        roundings = self.roundings(rows)
+        roundings = self.all_roundings = self.roundings(rows)
         run_a = self.a.open([*taps_a, *state_ends[0]])
         run_b = self.b.open([*needed, *state_ends[1]])
         loose = self.b.open_loose(self.matched, values_b, rows)
-        fits = self.fits(roundings)
+        fits = self.all_fits = self.fits(roundings)
         twin = self._twin(roundings, fits, values_a, [self.matched[name].a for name in rows])
         sums = {name: _Sums(note=self._note(name, roundings, fits)) for name in needed}
         steps = self._bare_steps(roundings, fits)

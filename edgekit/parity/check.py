@@ -28,7 +28,7 @@ from edgekit.parity.result import DIFFERS, SAME, Comparison, SideInfo, Slice, Ta
 from edgekit.parity.runners import Options, Side, kind_of, open_side, split_words
 from edgekit.parity.samples import Sample, Samples, Wish, of_arrays, open_samples
 from edgekit.parity.stream import Cut, Streams, one_graph
-from edgekit.parity.tolerance import expected
+from edgekit.parity.tolerance import Cost, cost
 
 DEFAULT_METRICS = ("mae", "f1", "corr")
 DEFAULT_STEPS = 64
@@ -121,8 +121,8 @@ def compare(
         if stream:  # a state is what goes round, and is compared by what it does
             pairs = [pair for pair in pairs if pair[0] in carried]
         limits.check_names([name for name, _ in pairs])
-        measured = {} if all(limits.is_given(name) for name, _ in pairs) else expected(side_a, side_b, names, source, stream, 1 if stream_axis is None else stream_axis)
-        accumulators = [Accumulator(pair, tolerance(pair[0], limits, side_a.numbers, side_b.numbers, measured.get(pair[0])), infinities_compare_equal) for pair in pairs]
+        measured = Cost() if all(limits.is_given(name) for name, _ in pairs) else cost(side_a, side_b, names, source, stream, 1 if stream_axis is None else stream_axis)
+        accumulators = [Accumulator(pair, tolerance(pair[0], limits, side_a.numbers, side_b.numbers, measured.limits.get(pair[0])), infinities_compare_equal) for pair in pairs]
         run = _Run(side_a, side_b, names, accumulators, keep, on_sample)
         run.seconds["open"] = time.perf_counter() - started
         streams = Streams(side_a, side_b, names, Cut(1 if stream_axis is None else stream_axis, chunk_a, chunk_b, rate_hz)) if stream else None
@@ -132,7 +132,7 @@ def compare(
             raise DataError(f"{source.text}: no samples", "give data with at least one")
         with _Clock(run.seconds, "compare"):
             found = [accumulator.result() for accumulator in accumulators]
-        reasons = [output.reason for output in found if output.reason]
+        reasons = [output.reason for output in found if output.reason] + list(measured.reasons)
         streamed = None
         if streams is not None:
             with _Clock(run.seconds, "checks"):
@@ -142,7 +142,7 @@ def compare(
         return Comparison(
             a=side_a.info(), b=side_b.info(), verdict=DIFFERS if reasons else SAME, reasons=tuple(reasons),
             data=source.info(run.count, run.labelled()), outputs=tuple(found), metrics=run.metrics(source.metrics, pairs),
-            stream=streamed, release=release, slices=run.slices(), only_a=tuple(only_a), only_b=tuple(only_b),
+            stream=streamed, release=release, bisect=measured.layers, slices=run.slices(), only_a=tuple(only_a), only_b=tuple(only_b),
             provenance=provenance(), seconds=run.seconds, kept=run.kept,
         )  # fmt: skip
 

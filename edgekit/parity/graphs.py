@@ -64,7 +64,7 @@ class OnnxSide(_Graph):
         super().__init__(text, path, words, options)
         refuse_words(text, words, ("fused",))
         _require("onnxruntime", "pip install onnxruntime")
-        self._is_fused = "fused" in words
+        self.is_fused = "fused" in words
         self._graph = load_onnx(path).graph
         initialized = {value.name for value in self._graph.initializer}
         self.inputs = {value.name: _onnx_port(path, value) for value in self._graph.input if value.name not in initialized}
@@ -78,7 +78,7 @@ class OnnxSide(_Graph):
 
         try:
             # From the path where nothing is added: weights in other files are found beside it.
-            session = Session(with_outputs(self.path, taps) if taps else self.path, self._options.threads, as_written=not self._is_fused)
+            session = Session(with_outputs(self.path, taps) if taps else self.path, self._options.threads, as_written=not self.is_fused)
         except EdgekitError:
             raise
         except Exception as error:  # ONNX Runtime's errors have no common type below Exception
@@ -93,7 +93,7 @@ class OnnxSide(_Graph):
         return self.path
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "runtime": "onnxruntime", "version": tool_version("onnxruntime"), "computed": "fused" if self._is_fused else "as written"}
+        return {**super().facts(), "runtime": "onnxruntime", "version": tool_version("onnxruntime"), "computed": "fused" if self.is_fused else "as written"}
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:

@@ -68,6 +68,6 @@ def inside_of(side: Side, threads: int | None) -> OnnxInside:
     path = side.engine_graph()
     if path is None:
         raise UsageError(f"{side.text}: its inner tensors cannot be reached", "bisect two graphs, or name one engine behind an `@`")
-    if isinstance(side, OnnxSide) and side.facts().get("computed") == "fused":
+    if isinstance(side, OnnxSide) and side.is_fused:
         raise UsageError(f"{side.text}: fused kernels give out no inner tensors", "leave out `@fused`")
     return OnnxInside(path, threads)

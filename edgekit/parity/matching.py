@@ -81,7 +81,7 @@ def match(a: Net, b: Net, inputs: Mapping[str, str], values_a: Arrays, values_b:
 def _same_name(a: Net, b: Net, name: str, x: np.ndarray, y: np.ndarray) -> bool:
     if x.size != y.size:
         return False
-    if a.op(name) == b.op(name) or b.op(name) in DEQUANTIZE:
+    if a.op(name) == b.op(name) or b.op(name) in DEQUANTIZE or (name in a.outputs and name in b.outputs):
         return True
     if a.nodes[a.producer[name]].name and a.nodes[a.producer[name]].name == b.nodes[b.producer[name]].name:
         return True

@@ -37,6 +37,8 @@ FLOAT_OF_PEAK, FLOAT_FLOOR = 1e-4, 1e-5
 INT8_SQNR_DB = 20.0
 # INT8 against INT8 in the same numbers: kernels may round a sum the other way, by one step here and there.
 SAME_INT8_SQNR_DB = 40.0
+# Two honest noises of n values differ by chance: exp(LUCK / sqrt(n)) is about where 999 of 1000 ratios of their powers lie, the F distribution's quantile for n of 4 to 64.
+LUCK = 6.2
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,15 @@ class Net:
 
     @functools.cached_property
     def tensors(self) -> list[str]:
-        """Everything that data goes into, in the order of computation, without integers that stand for reals."""
+        """Float tensors that depend on data, in the order of computation; those of unknown type are among them."""
+        import onnx
+        from onnx import TensorProto
+
+        floats = (TensorProto.UNDEFINED, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)  # numpy has no bfloat16
+        inferred = onnx.shape_inference.infer_shapes(self.model).graph
+        types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
         whole = {name for node in self.nodes if node.op_type in QUANTIZE for name in node.output}
-        return [name for node in self.nodes for name in node.output if name and name not in self.constants and name not in whole]
+        return [name for node in self.nodes for name in node.output if name and name not in self.constants and name not in whole and types.get(name, 0) in floats]
 
     def op(self, tensor: str) -> str:
         return self.nodes[self.producer[tensor]].op_type if tensor in self.producer else "input"
