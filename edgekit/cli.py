@@ -180,7 +180,7 @@ def inspect(bundle: Annotated[Path, typer.Argument(help="A bundle: folder or .ta
 
 @command(app)
 def compare(a: Annotated[str, typer.Argument(metavar="A", help="The reference: ONNX, OpenVINO IR, .tflite, a recipe, a bundle, or recorded outputs.")],
-            b: Annotated[str, typer.Argument(metavar="B", help="What is judged against it. `@WORD` behind either picks a part, such as recipe.yaml@pruned.")],
+            b: Annotated[list[str], typer.Argument(metavar="B...", help="What is judged against it; several, or a folder of bundles, make a table. `@WORD` behind any picks a part, such as recipe.yaml@pruned.")],
             data: Annotated[str | None, typer.Option("--data", help="Folder or file of inputs, recipe (its test split), data set of calibration/, or random:N.")] = None,
             atol: Annotated[list[str] | None, typer.Option("--atol", metavar="[OUT:]TOL", help="Absolute tolerance; either this or --rtol must hold.")] = None,
             rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="[OUT:]TOL", help="Relative tolerance, of |B|.")] = None,
@@ -203,29 +203,42 @@ def compare(a: Annotated[str, typer.Argument(metavar="A", help="The reference: O
             rate_hz: Annotated[float | None, typer.Option("--rate-hz", help="Steps a second, for the time axis.")] = None,
             state: Annotated[list[str] | None, typer.Option("--state", metavar="IN:OUT", help="A state of a single graph; by default every x_in with its x_out.")] = None,
             threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of both sides.")] = None,
+            conditions: Annotated[str | None, typer.Option("--conditions", metavar="all|NAME,...", help="Run on harder data too: no-audio, no-video, blur, noise-10, noise-0.")] = None,
             save: Annotated[Path | None, typer.Option("--save-outputs", help="Write every sample's outputs to FOLDER/a and FOLDER/b, which compare reads again.")] = None,
             junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
+            html: Annotated[Path | None, typer.Option("--html", help="Write a report, one self-contained page.")] = None,
+            keep: Annotated[int, typer.Option("--keep", min=0, help="Samples shown in the report, with their waveforms, frames and traces.")] = 3,
             cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
     """Say whether two models give the same, where they differ and by how much; exit code 3 if they do."""
-    from edgekit.parity import arguments, check, show
+    from edgekit.parity import arguments, show
+    from edgekit.parity import conditions as table
 
     progress.set_quiet(quiet or as_json)
-    found = check.compare(
-        a, b, data, atol=arguments.numbers(atol, "--atol"), rtol=arguments.numbers(rtol, "--rtol"), check_error_stat=arguments.stats(stat), quantile=quantile,
+    sides = [side for text in b for side in table.sides_of(text)]
+    if len(sides) > 1 and save is not None:
+        raise UsageError("--save-outputs takes one B", f"there are {len(sides)}: {', '.join(sides)}")
+    every = table.compare_all(
+        a, sides, data, () if conditions is None else table.chosen(conditions),
+        atol=arguments.numbers(atol, "--atol"), rtol=arguments.numbers(rtol, "--rtol"), check_error_stat=arguments.stats(stat), quantile=quantile,
         min_sqnr_db=arguments.numbers(min_sqnr, "--min-sqnr"), min_cosine=arguments.numbers(min_cosine, "--min-cosine"), infinities_compare_equal=infinities,
         mapping=mapping, outputs=outputs or (), samples=samples, seed=seed, val_range=arguments.ranges(val_range), input_shapes=arguments.shapes(shapes),
         stream=stream, stream_axis=stream_axis, steps=steps, chunk_a=chunk_a, chunk_b=chunk_b, rate_hz=rate_hz, states=arguments.states(state), threads=threads, cache=cache,
-        on_sample=None if save is None else show.writer(save),
+        keep=0 if html is None or len(sides) > 1 else keep, on_sample=None if save is None else show.writer(save),
     )  # fmt: skip
+    found: Any = every.comparisons[0] if len(sides) == 1 else every
     if junit is not None:
-        show.write_junit(found, junit)
+        show.write_junit(every.comparisons, junit)
+    if html is not None:
+        from edgekit.parity import html as pages
+
+        pages.write(found, html)
     if as_json:
         print(json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False))
     elif quiet:
-        print(found.verdict if found else f"{found.verdict}: {found.reasons[0]}")
+        print("\n".join(one.verdict if one else f"{one.verdict}: {one.reasons[0]}" for one in every.comparisons))
     else:
-        show.show(_stdout(), found)
-    raise typer.Exit(found.exit_code)
+        show.show_all(_stdout(), every)
+    raise typer.Exit(every.exit_code)
 
 
 @command(app, name="verify")

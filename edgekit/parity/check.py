@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import numpy as np
 import edgekit
 from edgekit import progress
 from edgekit.artifact import tool_version
+from edgekit.compare import decibel
 from edgekit.errors import DataError
 from edgekit.metrics import METRICS, Metric, paired_bootstrap
-from edgekit.parity.flows import BundleSide
+from edgekit.parity.flows import BundleSide, coverage_of
+from edgekit.parity.gaps import gaps
 from edgekit.parity.measure import Accumulator, Limits, tolerance
 from edgekit.parity.pairing import aligned, feeds_of, pair_outputs, read_map, states_apart
 from edgekit.parity.recorded import RecordedSide
@@ -29,10 +32,10 @@ from edgekit.parity.runners import Options, Side, kind_of, open_side, split_word
 from edgekit.parity.samples import Sample, Samples, Wish, of_arrays, open_samples
 from edgekit.parity.stream import Cut, Streams, one_graph
 from edgekit.parity.tolerance import Cost, cost
+from edgekit.slices import bins
 
 DEFAULT_METRICS = ("mae", "f1", "corr")
 DEFAULT_STEPS = 64
-MAX_SLICES = 8  # a tag with more values than this is no slice
 LIBRARIES = ("numpy", "onnxruntime", "onnx", "openvino", "ai-edge-litert", "torch")
 
 Tolerances = float | Mapping[str, float] | None
@@ -66,13 +69,14 @@ def compare(
     states: Mapping[str, str] | None = None,
     threads: int | None = None,
     cache: str | Path = ".edgekit",
+    condition: str | None = None,
     keep: int = 0,
     on_sample: Callable[[str, Mapping[str, np.ndarray], Mapping[str, np.ndarray], Mapping[str, np.ndarray]], None] | None = None,
 ) -> Comparison:
     """Run A and B on the same data and say whether, where and by how much B differs.
 
     Args:
-        a, b: what `runners.open_side` opens; A is the reference.
+        a, b: what `runners.open_side` opens; A is the reference. An open side stays open.
         data: what `samples.open_samples` opens, or dicts {input: array}; by default what a recording or a bundle brings
             along, else eight random samples. Two bundles without data are compared as releases, and nothing is run.
         atol, rtol: absolute and relative tolerance, for all outputs or {output: tolerance}, "" for the others. Without any
@@ -92,6 +96,7 @@ def compare(
         states: {input: output} pairs of single graphs; by default `x_in` and `x_out`.
         threads: inside one op; all cores if None.
         cache: edgekit's cache, for generated data sets and pruned models.
+        condition: of conditions.CONDITIONS: clips of a data set are changed so before they are preprocessed.
         keep: put tensors of the first so many samples into `Comparison.kept`.
         on_sample: called as on_sample(id, feeds, outputs of A, outputs of B), such as to write them down.
 
@@ -107,11 +112,11 @@ def compare(
     names = read_map(Path(mapping)) if isinstance(mapping, str | Path) else dict(mapping or {})
     started = time.perf_counter()
     with ExitStack() as stack:
-        side_a, side_b = (stack.enter_context(open_side(text, options)) for text in (a, b))
+        side_a, side_b = (side if isinstance(side, Side) else stack.enter_context(open_side(side, options)) for side in (a, b))
         whole = side_a, side_b
         if stream:
             side_a, side_b = one_graph(side_a), one_graph(side_b)
-        wish = Wish(seed, val_range or {}, input_shapes or {}, (steps or DEFAULT_STEPS) if stream else None, stream_axis, samples)
+        wish = Wish(seed, val_range or {}, input_shapes or {}, (steps or DEFAULT_STEPS) if stream else None, stream_axis, samples, condition)
         source = _source(data, side_a, side_b, names, wish, options)
         for side in (side_a, side_b):
             if isinstance(side, RecordedSide) and source.ids is not None:
@@ -139,12 +144,18 @@ def compare(
                 streamed, failed = streams.result(accumulators)
             reasons = failed + reasons  # a lost state explains the outputs
         release = release_diff(whole[0].bundle, whole[1].bundle) if all(isinstance(side, BundleSide) for side in whole) else None  # type: ignore[attr-defined]
-        return Comparison(
+        made = Comparison(
             a=side_a.info(), b=side_b.info(), verdict=DIFFERS if reasons else SAME, reasons=tuple(reasons),
             data=source.info(run.count, run.labelled()), outputs=tuple(found), metrics=run.metrics(source.metrics, pairs),
-            stream=streamed, release=release, bisect=measured.layers, slices=run.slices(), only_a=tuple(only_a), only_b=tuple(only_b),
-            provenance=provenance(), seconds=run.seconds, kept=run.kept,
+            stream=streamed, release=release, bisect=measured.layers, slices=run.slices(source.metrics), only_a=tuple(only_a), only_b=tuple(only_b),
+            provenance=provenance(), seconds=run.seconds, kept=run.everything_kept(),
         )  # fmt: skip
+        return with_gaps(made)
+
+
+def with_gaps(found: Comparison) -> Comparison:
+    """`found` with what it does not show under provenance, `open`; again where more was found out since."""
+    return replace(found, provenance={**found.provenance, "open": gaps(found)})
 
 
 def provenance() -> dict[str, Any]:
@@ -179,10 +190,10 @@ def _releases(a: str, b: str) -> Comparison:
         first.verify()
         second.verify()
         release = release_diff(first, second)
-        infos = [SideInfo(text, "bundle", {}, {}, numbers="int8", facts={"manifest_sha256": bundle.manifest.get("sha256"), "target": (bundle.manifest.get("target") or {}).get("name")}) for text, bundle in ((a, first), (b, second))]
+        infos = [SideInfo(text, "bundle", {}, {}, numbers="int8", facts={"manifest_sha256": bundle.manifest.get("sha256"), "target": (bundle.manifest.get("target") or {}).get("name"), **coverage_of(bundle)}) for text, bundle in ((a, first), (b, second))]
     parts = list(dict.fromkeys(change.part for change in release.changes))
     reasons = (f"{len(release.changes)} things changed, in {', '.join(parts)}",) if parts else ()
-    return Comparison(*infos, verdict=DIFFERS if parts else SAME, reasons=reasons, release=release, provenance=provenance())
+    return with_gaps(Comparison(*infos, verdict=DIFFERS if parts else SAME, reasons=reasons, release=release, provenance=provenance()))
 
 
 class _Run:
@@ -270,24 +281,45 @@ class _Run:
                 rows.append(TaskMetric(name, metric.name, metric.title, metric.unit, metric.direction, self.count, metric(labels, a), metric(labels, b), change, low, high))
         return tuple(rows)
 
-    def slices(self) -> tuple[Slice, ...]:
-        """Errors per value of every tag that has few enough."""
-        from edgekit.compare import decibel
-
+    def slices(self, own: Mapping[str, Metric]) -> tuple[Slice, ...]:
+        """Errors, and the first metric with the interval of its change, per bin of every tag."""
         rows = []
         for tag in sorted({name for tags in self._tags for name in tags}):
-            values = [tags.get(tag) for tags in self._tags]
-            present = sorted({value for value in values if value is not None}, key=str)
-            if not 2 <= len(present) <= MAX_SLICES:
-                continue
-            for value in present:
-                members = [i for i, v in enumerate(values) if v == value]
-                for accumulator in self._accumulators:
+            for value, _, _, membership in bins(tag, [tags.get(tag) for tags in self._tags]):
+                members = [i for i, is_member in enumerate(membership) if is_member]
+                for accumulator in self._accumulators if members else ():
+                    name = accumulator.names[0]
                     points = [accumulator.points[i] for i in members]
                     powers = [accumulator.powers[i] for i in members]
                     sqnr = decibel(sum(p[0] for p in powers), sum(p[1] for p in powers))
-                    rows.append(Slice(tag, str(value), len(members), accumulator.names[0], float(np.max([p.max_abs for p in points])), sqnr, all(p.is_within for p in points)))
+                    is_within = all(p.is_within for p in points) and self._keeps_sqnr(accumulator, sqnr)
+                    rows.append(Slice(tag, value, len(members), name, float(np.max([p.max_abs for p in points])), sqnr, is_within, *self._worth(own, name, members)))
         return tuple(rows)
+
+    @staticmethod
+    def _keeps_sqnr(accumulator: Accumulator, sqnr_db: float) -> bool:
+        """Whether samples taken together keep what is asked of all together."""
+        least = accumulator.tolerance.min_sqnr_db
+        return least is None or sqnr_db >= least
+
+    def _worth(self, own: Mapping[str, Metric], name: str, members: list[int]) -> tuple[Any, ...]:
+        """(metric, A's, B's, 95 % interval of the change) of the first metric over some samples; nothing without labels."""
+        if name not in self.labelled() or len(self._scalars.get(name, ((), ()))[0]) != self.count or len(members) < 2:
+            return ()
+        metric = next(iter(own.values()), METRICS[DEFAULT_METRICS[0]])
+        labels, a, b = (np.array([values[i] for i in members]) for values in ([row[name] for row in self._labels], *self._scalars[name]))
+        if metric.needs_varied_labels and np.ptp(labels) == 0:
+            return ()
+        _, low, high = paired_bootstrap(metric, labels, a, b)
+        return metric.name, metric(labels, a), metric(labels, b), low, high
+
+    def everything_kept(self) -> dict[str, np.ndarray]:
+        """`kept`, and every sample's value of outputs that have one."""
+        if not self._keep:
+            return {}
+        values = {f"*/{side}/{name}": np.array(pair[i]) for name, pair in self._scalars.items() for i, side in enumerate("ab")}
+        labels = {f"*/label/{name}": np.array([row[name] for row in self._labels]) for name in self.labelled()}
+        return {**self.kept, **values, **labels}
 
 
 def _given(side: Side, outputs: Mapping[str, np.ndarray], name: str) -> np.ndarray:

@@ -19,7 +19,7 @@ from edgekit.errors import IntegrityError, TargetError, ToolMissing, UsageError
 from edgekit.flow import run_flow, runs_per_window
 from edgekit.formats import State, read_json
 from edgekit.parity.graphs import load_onnx
-from edgekit.parity.runners import DEFAULTS, Arrays, Options, Port, Side, refuse_words, require_feeds
+from edgekit.parity.runners import DEFAULTS, Arrays, Options, Port, Side, recipe_word, refuse_words, require_feeds
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +74,8 @@ class FlowSide(Side):
         return tuple(f"{name}/{port}" for name in order for port in self.ports[name].outputs)
 
     def facts(self) -> dict[str, Any]:
-        return self._facts
+        audio = (self.preprocess or {}).get("audio") or {}
+        return {**self._facts, **({"sample_rate_hz": audio["sample_rate_hz"]} if "sample_rate_hz" in audio else {})}
 
     def engines(self) -> tuple[str, ...]:
         return tuple(self.sessions)
@@ -158,6 +159,22 @@ def open_float_model(text: str, path: Path, words: tuple[str, ...] = (), options
     from edgekit.float_model import FloatModel
 
     return _chosen(_float_side(text, path, FloatModel.open(path), {"weights_sha256": file_digest(path / "model.safetensors")}), words, ())
+
+
+def open_checkpoint(text: str, path: Path, words: tuple[str, ...] = (), options: Options = DEFAULTS) -> Side:
+    """Weights in the model that a recipe names, run by torch: `weights.safetensors@recipe.yaml`, or `...@recipe.yaml,ENGINE`.
+
+    Raises:
+        UsageError: no recipe stands behind the `@`.
+        RecipeError, CheckpointError: the recipe is wrong, or the weights are not this model's.
+    """
+    from edgekit.recipe import load_recipe
+
+    named = recipe_word(words)
+    if named is None:
+        raise UsageError(f"{text}: weights alone do not say which model they are of", f"name a recipe with that model: `{path}@recipe.yaml`")
+    recipe = load_recipe(Path(named), (f"load.checkpoint={path.absolute()}",), options.cache)
+    return _chosen(_original(text, path, recipe), [word for word in words if word != named], ())
 
 
 def _original(text: str, path: Path, recipe: Recipe) -> FlowSide:
@@ -265,6 +282,7 @@ class BundleSide(FlowSide):
         facts = {
             "bundle": manifest.get("name"), "manifest_sha256": manifest.get("sha256"), "target": spec["name"], "verdict": manifest.get("verdict"),
             "runtime": f"{spec['runtime']['name']} {spec['runtime']['version']}", "computed": "simulated by onnxruntime" if self.is_simulated else "the artifact itself",
+            **coverage_of(bundle),
         }  # fmt: skip
         preprocess = read_json(bundle.path / "preprocess.json") if (bundle.path / "preprocess.json").is_file() else None
         super().__init__(text, path, "bundle", "int8", flow, sessions, {name: _json_ports(io, name) for name in names}, preprocess, facts)
@@ -289,6 +307,13 @@ class BundleSide(FlowSide):
             if hasattr(session, "close"):
                 session.close()
         self.bundle.close()
+
+
+def coverage_of(bundle: Bundle) -> dict[str, Any]:
+    """{"coverage": how much of it is INT8, by engine and op}, where its report says so."""
+    coverage = bundle.report.get("coverage")
+    kept = ("grade", "int8_macs", "macs", "engines", "ops")
+    return {"coverage": {key: coverage[key] for key in kept if key in coverage}} if isinstance(coverage, Mapping) else {}
 
 
 def target_spec(manifest: Mapping[str, Any], text: str) -> dict[str, Any]:

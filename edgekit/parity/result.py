@@ -327,18 +327,22 @@ class Slice:
     sqnr_db: float
     is_within: bool
     metric: str = ""
+    """What both are worth on these samples, where labels exist."""
     a: float = math.nan
     b: float = math.nan
     low: float = math.nan
+    """95 % interval of b - a; NaN for a single sample."""
     high: float = math.nan
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of target × condition: a condition is a change of the data, such as noise at 0 dB or one modality missing."""
+    """One cell of target × condition: a condition is a part of the data by a tag, or a change of it, such as one modality missing."""
 
     target: str
+    """B, as it was given."""
     condition: str
+    """`all`, `snr_db 0 to 5`, or one of conditions.CONDITIONS."""
     output: str
     samples: int
     max_abs: float
@@ -347,6 +351,9 @@ class Cell:
     metric: str = ""
     a: float = math.nan
     b: float = math.nan
+    low: float = math.nan
+    """95 % interval of b - a."""
+    high: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -376,7 +383,8 @@ class Comparison:
     """{"open", "data", "a", "b", "compare", "checks"}: what the run spent where; `checks` runs a stream's states again."""
     schema: int = SCHEMA
     kept: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
-    """Tensors of the first samples for a report, not in the JSON: `<sample>/a/<output>`, `<sample>/b/<output>`, `<sample>/input/<name>`."""
+    """Tensors of the first samples for a report, not in the JSON: `<sample>/a/<output>`, `<sample>/b/<output>`, `<sample>/input/<name>`.
+    Of outputs of one value those of all samples, `*/a/<output>`, `*/b/<output>` and `*/label/<output>`, [samples]."""
 
     def __bool__(self) -> bool:
         return self.verdict == SAME
@@ -403,6 +411,31 @@ class Comparison:
             return _typed(cls, doc)
         except (KeyError, TypeError, ValueError) as error:
             raise IntegrityError(f"not a comparison: {error}", "make it again with `edgekit compare --json`") from error
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Several sides B, each against the one A. `bool(result)` is whether all are the same as A."""
+
+    comparisons: tuple[Comparison, ...]
+    schema: int = SCHEMA
+
+    def __bool__(self) -> bool:
+        return all(self.comparisons)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all the same, 3 one differs."""
+        return 0 if self else 3
+
+    @property
+    def conditions(self) -> tuple[Cell, ...]:
+        """Every cell of target × condition, row by row."""
+        return tuple(cell for found in self.comparisons for cell in found.conditions)
+
+    def to_json(self) -> dict[str, Any]:
+        """{schema, verdict, comparisons}."""
+        return {"schema": self.schema, "verdict": SAME if self else DIFFERS, "comparisons": [found.to_json() for found in self.comparisons]}
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ A side of one graph takes tensors with batch 1 in front, and its states are ordi
 outputs: `run` does not carry them, `stream.py` does. A side of a whole flow (a bundle, a recipe)
 takes one window without batch axis and carries the states inside it, from zero, as the device does.
 Words behind an `@` choose a part: `bundle.tar.zst@head` is one engine, `recipe.yaml@pruned` the
-pruned model, `model.tflite@2.14` the interpreter of 2023. What `run` gets is never changed.
+pruned model, `weights.pt@recipe.yaml` other weights in a recipe's model, `model.tflite@2.14` the interpreter of 2023. What `run` gets is never changed.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "tflite": (".tflite", "edgekit.parity.graphs:TfliteSide"),
     "recipe": (".yaml .yml", "edgekit.parity.flows:open_recipe"),
     "bundle": (".tar.zst", "edgekit.parity.flows:open_bundle_side"),
+    "checkpoint": (".pt .pth .ckpt .bin", "edgekit.parity.flows:open_checkpoint"),
     "recorded": (".npz .safetensors", "edgekit.parity.recorded:open_recorded"),
     "float model": ("", "edgekit.parity.flows:open_float_model"),
 }
@@ -152,6 +153,8 @@ def open_side(text: str | Path | Side, options: Options = DEFAULTS) -> Side:
         return text
     path, words = split_words(str(text))
     kind = kind_of(path)
+    if kind == "recorded" and recipe_word(words):  # safetensors hold recorded outputs or weights; a recipe says which
+        kind = "checkpoint"
     module, _, attribute = KINDS[kind][1].partition(":")
     return getattr(importlib.import_module(module), attribute)(str(text), path, words, options)
 
@@ -162,6 +165,11 @@ def split_words(text: str) -> tuple[Path, tuple[str, ...]]:
         return Path(text), ()
     path, _, words = text.rpartition("@")
     return Path(path), tuple(word for word in words.split(",") if word)
+
+
+def recipe_word(words: Iterable[str]) -> str | None:
+    """The recipe of `weights.pt@recipe.yaml`."""
+    return next((word for word in words if word.endswith((".yaml", ".yml"))), None)
 
 
 def kind_of(path: Path) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from edgekit.errors import DataError, UsageError
 from edgekit.formats import read_json
+from edgekit.parity.conditions import changed, title
 from edgekit.parity.flows import BundleSide, EngineSide, FlowSide
 from edgekit.parity.recorded import SUFFIXES, RecordedSide, Recording
 from edgekit.parity.result import DataInfo
@@ -52,6 +53,8 @@ class Samples:
     digest: Callable[[], str | None] = lambda: None
     seed: int | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    is_changed: bool = False
+    """Whether the wish's condition was done to it."""
 
     def __iter__(self) -> Iterator[Sample]:
         return self.read()
@@ -70,6 +73,7 @@ class Wish:
         steps: length along the stream axis of random streams; None: single calls.
         stream_axis: that axis of the inputs; None where a call takes one step and has no such axis.
         limit: the first so many samples only.
+        condition: clips are changed so before they are preprocessed (conditions.py).
     """
 
     seed: int = 0
@@ -78,6 +82,7 @@ class Wish:
     steps: int | None = None
     stream_axis: int | None = None
     limit: int | None = None
+    condition: str | None = None
 
 
 def open_samples(text: str | None, a: Side, b: Side, mapping: Mapping[str, str], wish: Wish, options: Options) -> Samples:
@@ -88,6 +93,8 @@ def open_samples(text: str | None, a: Side, b: Side, mapping: Mapping[str, str],
         UsageError: `text` is none of the forms above.
     """
     found = _open(text, a, b, mapping, wish, options)
+    if wish.condition is not None and not found.is_changed:
+        raise UsageError(f"condition `{wish.condition}`: {found.text} is no data set of clips", "conditions change clips before they are preprocessed; give a recipe or a data set with `--data`")
     if found.ids is not None and not found.ids:
         raise DataError(f"{found.text}: no samples", "give data with at least one")
     return found if wish.limit is None else _first(found, wish.limit)
@@ -153,7 +160,7 @@ def _first(samples: Samples, limit: int) -> Samples:
     import itertools
 
     ids = None if samples.ids is None else samples.ids[:limit]
-    return Samples(samples.text, ids, lambda: itertools.islice(samples.read(), limit), samples.digest, samples.seed, samples.metrics)
+    return replace(samples, ids=ids, read=lambda: itertools.islice(samples.read(), limit))
 
 
 # --------------------------------------------------------------------------- files
@@ -208,7 +215,7 @@ def _of_dataset(name: str, split: str, limit: int | None, beside: Path, text: st
 
     def read() -> Iterator[Sample]:
         for id in dataset.ids:
-            clip = dataset.clip(id)
+            clip = dataset.clip(id) if wish.condition is None else changed(wish.condition, dataset.clip(id))
             inputs = preprocess(dict(whole.preprocess or {}), clip)
             if isinstance(a, EngineSide) or isinstance(b, EngineSide):
                 yield from _engine_samples(id, inputs, whole, a if isinstance(a, EngineSide) else b, wish)  # type: ignore[arg-type]
@@ -216,7 +223,8 @@ def _of_dataset(name: str, split: str, limit: int | None, beside: Path, text: st
                 yield Sample(id, inputs, clip.labels, clip.tags)
 
     is_whole = not (isinstance(a, EngineSide) or isinstance(b, EngineSide)) or wish.steps is not None
-    return Samples(f"{name}, split {split}", tuple(dataset.ids) if is_whole else None, read, dataset.digest, None, metrics_of(dataset))
+    said = f"{name}, split {split}" + (f", {title(wish.condition)}" if wish.condition is not None else "")
+    return Samples(said, tuple(dataset.ids) if is_whole else None, read, dataset.digest, None, metrics_of(dataset), wish.condition is not None)
 
 
 def _flow_of(side: Side) -> FlowSide | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as xml
@@ -14,10 +14,41 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgekit.errors import ResourceError
-from edgekit.parity.result import Comparison, OutputResult
+from edgekit.parity.conditions import CONDITIONS
+from edgekit.parity.result import Cell, Comparison, Comparisons, OutputResult
 
 MAX_CHANGES = 60
 WORDS = {True: "[green]within[/]", False: "[red]DIFFERS[/]"}
+
+
+def show_all(console: Console, every: Comparisons) -> None:
+    """One comparison as it is; several one after another. Then target × condition."""
+    for found in every.comparisons:
+        show(console, found)
+    if len(every.comparisons) > 1 or any(cell.condition in CONDITIONS for cell in every.conditions):
+        _conditions(console, every)
+
+
+def _conditions(console: Console, every: Comparisons) -> None:
+    """A table per output: what each side is worth under each condition and what changed against A; errors where there are no labels."""
+    for output in dict.fromkeys(cell.output for cell in every.conditions):
+        cells = {(cell.target, cell.condition): cell for cell in every.conditions if cell.output == output}
+        rows, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+        metric = next((cell.metric for cell in cells.values() if cell.metric), "")
+        table = Table(box=None, pad_edge=False, title=f"{output}: {metric or 'SQNR in dB'}", title_justify="left")
+        table.add_column("")
+        for column in columns:
+            table.add_column(f"{escape(column)}\nn {max(cells[row, column].samples for row in rows if (row, column) in cells)}", justify="right")
+        if metric:
+            table.add_row("A", *(next((f"{cells[row, column].a:.4f}" for row in rows if (row, column) in cells), "") for column in columns))
+        for row in rows:
+            table.add_row(escape(row), *(_cell(cells[row, column]) if (row, column) in cells else "" for column in columns))
+        console.print(table)
+
+
+def _cell(cell: Cell) -> str:
+    worth = f"{cell.b:.4f}\n{escape(f'{cell.b - cell.a:+.4f} [{cell.low:+.4f}, {cell.high:+.4f}]')}" if cell.metric else f"{_decibel(cell.sqnr_db)}\nmax {_short(cell.max_abs)}"
+    return worth if cell.is_within else f"[red]{worth}[/]"
 
 
 def show(console: Console, found: Comparison) -> None:
@@ -52,14 +83,15 @@ def _outputs(console: Console, found: Comparison) -> None:
         numbers = (_short(e.max_abs), _short(e.mean_abs), _short(e.quantiles_abs["0.99"]), _short(e.max_rel), _decibel(e.sqnr_db), _decibel(e.psnr_db), f"{e.cosine:.6f}")
         table.add_row(escape(name), WORDS[output.is_within], *numbers, escape(where))
     console.print(table)
-    for why in dict.fromkeys(_asked(output) for output in found.outputs):
+    for why in dict.fromkeys(asked(output) for output in found.outputs):
         console.print(f"  {escape(why)}", style="dim", highlight=False, soft_wrap=True)
     mixed = [f"`{o.name}` is {o.dtype_a} in A and {o.dtype_b} in B" for o in found.outputs if o.dtype_a != o.dtype_b]
     if mixed:
         console.print(f"  {escape('; '.join(mixed))}", style="dim", highlight=False, soft_wrap=True)
 
 
-def _asked(output: OutputResult) -> str:
+def asked(output: OutputResult) -> str:
+    """The limits of an output and where they come from."""
     t = output.tolerance
     parts = []
     if t.of_peak is not None:
@@ -148,12 +180,24 @@ def writer(folder: Path) -> Callable[..., None]:
     return write
 
 
-def write_junit(found: Comparison, path: Path) -> None:
-    """One test case per output, per state check, and one for the whole; what differs is a failure with its sentence.
+def write_junit(comparisons: Sequence[Comparison], path: Path) -> None:
+    """A suite per comparison: one test case per output, per state check, and one for the whole; what differs is a failure with its sentence.
 
     Raises:
         ResourceError: it cannot be written.
     """
+    root = xml.Element("testsuites")
+    root.extend(_suite(found) for found in comparisons)
+    text = xml.tostring(root, encoding="unicode", xml_declaration=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written ({str(error.strerror).lower()})") from None
+
+
+def _suite(found: Comparison) -> xml.Element:
     cases: list[tuple[str, str]] = [(f"output {output.name}", output.reason) for output in found.outputs]
     if found.stream is not None:
         cases += [(f"{check.check} of {check.side.upper()}", "" if check.is_ok else f"off by {check.max_abs:.4g}") for check in found.stream.checks]
@@ -165,15 +209,7 @@ def write_junit(found: Comparison, path: Path) -> None:
         case = xml.SubElement(suite, "testcase", classname="edgekit.compare", name=_clean(name), time="0")
         if reason:
             xml.SubElement(case, "failure", message=_clean(reason)).text = _clean(reason)
-    root = xml.Element("testsuites")
-    root.append(suite)
-    text = xml.tostring(root, encoding="unicode", xml_declaration=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written ({str(error.strerror).lower()})") from None
+    return suite
 
 
 def _clean(text: str) -> str:

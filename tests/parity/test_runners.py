@@ -203,9 +203,9 @@ def test_nothing_there_unknown_kinds_and_words_are_refused(net, tmp_path):
     with pytest.raises(UsageError, match="no such file") as caught:
         open_side(tmp_path / "nett.onnx")
     assert "net.onnx" in caught.value.hint
-    (tmp_path / "a.pt").write_bytes(b"")
+    (tmp_path / "a.h5").write_bytes(b"")
     with pytest.raises(UsageError, match="not a kind of model"):
-        open_side(tmp_path / "a.pt")
+        open_side(tmp_path / "a.h5")
     with pytest.raises(UsageError, match="nothing is known as `@deployed`"):
         open_side(f"{net}@deployed")
     assert open_side(f"{net}@fused").info().facts["computed"] == "fused"

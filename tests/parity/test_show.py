@@ -51,10 +51,10 @@ def test_junit_has_a_case_per_output_and_survives_any_name(run, tmp_path):
     assert [case.get("name") for case in suite] == ["output y", "output z"] and "off by" in suite[1][0].get("message")
     found = edgekit.compare("a.onnx", "off.onnx", "random:1")
     object.__setattr__(found.a, "text", "a<&\x00\x1b\ud800.onnx")
-    show.write_junit(found, tmp_path / "odd.xml")
+    show.write_junit([found], tmp_path / "odd.xml")
     assert "a<&" in ElementTree.parse(tmp_path / "odd.xml").getroot()[0].get("name")
     with pytest.raises(ResourceError, match="cannot be written"):
-        show.write_junit(found, tmp_path / "nowhere/x.xml")
+        show.write_junit([found], tmp_path / "nowhere/x.xml")
 
 
 def test_a_lost_state_is_told_first_on_the_terminal_and_in_junit(run, tmp_path):
