@@ -229,9 +229,11 @@ def compare(a: Annotated[str, typer.Argument(metavar="A", help="The reference: O
     if junit is not None:
         show.write_junit(every.comparisons, junit)
     if html is not None:
+        import shlex
+
         from edgekit.parity import html as pages
 
-        pages.write(found, html)
+        pages.write(found, html, shlex.join(["edgekit", *sys.argv[1:]]))
     if as_json:
         print(json.dumps(found.to_json(), ensure_ascii=False, allow_nan=False))
     elif quiet:

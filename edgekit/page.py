@@ -126,7 +126,7 @@ code,pre{font-family:ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",mo
 nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1rem;list-style:none;margin:.8rem 0 1.2rem;padding:0;font-size:.9rem}nav a{display:inline-block;padding:.25rem 0}
 .cards{display:grid;grid-template-columns:repeat(3,1fr);gap:.9rem;list-style:none;margin:0;padding:0}
 .card{background:var(--card);border:1px solid var(--line);border-top:4px solid var(--tone);border-radius:.6rem;padding:.8rem 1rem}.card h3{margin:0;color:var(--tone)}
-.card.float{--tone:var(--float)}.card.pruned{--tone:var(--pruned)}.card.artifact{--tone:var(--artifact)}
+.card.float{--tone:var(--float)}.card.pruned{--tone:var(--pruned)}.card.artifact{--tone:var(--artifact)}.card.total{--tone:var(--total)}
 .big{font-size:1.9rem;font-weight:650;margin:.2rem 0 0;line-height:1.1;font-variant-numeric:tabular-nums}.unit{font-size:.9rem;font-weight:400;color:var(--soft);margin-left:.4rem}.card .ci{margin:.1rem 0 .6rem}
 dl{margin:0}.card dl div{display:flex;justify-content:space-between;gap:.5rem;font-size:.88rem;border-top:1px solid var(--line);padding:.22rem 0}dt{color:var(--soft)}dd{margin:0;font-variant-numeric:tabular-nums;text-align:right}
 .ci{color:var(--soft);font-size:.82rem;white-space:nowrap}.bad{color:var(--bad);font-weight:600;fill:var(--bad)}
@@ -137,7 +137,7 @@ caption{text-align:left;color:var(--soft);font-size:.85rem;padding:0 0 .3rem}th,
 thead th{font-weight:600;color:var(--soft);white-space:nowrap}tbody th{font-weight:500}td code,th code{overflow-wrap:normal}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .n .ci{display:block}.chip{white-space:nowrap;border-radius:1rem;padding:.1rem .6rem;font-weight:600}.chip.pass{background:var(--good-bg);color:var(--good)}.chip.fail{background:var(--bad-bg);color:var(--bad)}.chip.inconclusive{background:var(--warn-bg);color:var(--warn)}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:1rem;align-items:start}
-.pair>*{min-width:0}.pair.lean{grid-template-columns:1fr}@media(min-width:62rem){.pair.lean{grid-template-columns:minmax(0,2fr) minmax(0,3fr)}}
+.pair>*{min-width:0}.pair+.pair{margin-top:1rem}.pair.lean{grid-template-columns:1fr}@media(min-width:62rem){.pair.lean{grid-template-columns:minmax(0,2fr) minmax(0,3fr)}}
 figure{margin:0;min-width:0}.chart{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem;max-width:34rem}.chart figcaption{font-weight:600;font-size:.9rem;margin-bottom:.4rem}
 svg{display:block;width:100%;height:auto}svg text{font-size:12px;fill:var(--ink);font-family:inherit}svg text.small{font-size:11px}svg text.faint{fill:var(--soft)}
 .float{--c:var(--float)}.pruned{--c:var(--pruned)}.artifact{--c:var(--artifact)}.total{--c:var(--total)}.track{--c:var(--track)}
@@ -147,6 +147,10 @@ svg{display:block;width:100%;height:auto}svg text{font-size:12px;fill:var(--ink)
 .clips{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr));gap:1rem}.clip{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem;font-size:.9rem;overflow-wrap:anywhere}
 .clip img{width:100%;height:auto;border-radius:.3rem;display:block;image-rendering:auto}.wave{margin:.4rem 0}.wave path{stroke:var(--pruned);stroke-width:1.4;fill:none}
 .facts div{display:grid;grid-template-columns:minmax(8rem,13rem) 1fr;gap:.3rem 1rem;padding:.3rem 0;border-bottom:1px solid var(--line);font-size:.9rem}.facts dd{text-align:left;min-width:0;overflow-wrap:anywhere}
+.points.strong{opacity:.85;stroke-width:5.5}.row small{display:block}svg.wide{height:3.6rem;margin-bottom:.4rem}.area{fill:var(--c);opacity:.75}.outline.solid{stroke-dasharray:none;stroke-width:1.6}
+.shots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr));gap:1rem;align-items:start}.shots .wide{grid-column:1/-1}.shots figure{min-width:0}.shots figcaption{margin-top:.4rem}
+.three{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,15rem),1fr));gap:.6rem;margin-top:.5rem}.three small{display:block}.clip img.pixels{image-rendering:pixelated;height:8rem;border-radius:.2rem}
+.first tbody th{position:sticky;left:0;background:var(--bg);max-width:9rem}.heat{display:block;border-radius:.3rem;padding:.15rem .4rem}.heat.beyond{outline:2px solid var(--bad);outline-offset:-2px}.big .name{font-size:1.2rem;overflow-wrap:anywhere}ul.note{padding-left:1.1rem}
 pre{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.8rem;overflow-x:auto;overflow-wrap:normal}details{margin:.6rem 0}summary{cursor:pointer;padding:.3rem 0}footer{margin-top:3rem;color:var(--soft);font-size:.85rem}
 @media(max-width:44rem){th,td{padding:.35rem .4rem}table{font-size:.84rem}.ci{font-size:.76rem}.cards{grid-template-columns:1fr}.facts div{grid-template-columns:1fr}body{padding-top:.7rem}}
 @media print{body{max-width:none}nav,.skip{display:none}section{break-inside:avoid}}

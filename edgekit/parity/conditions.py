@@ -110,7 +110,7 @@ def compare_all(a: str | Path | Side, sides: Sequence[str | Path | Side], data: 
     Raises:
         As `check.compare`; UsageError where `conditions` are asked for and the data are no clips.
     """
-    from edgekit.parity.check import compare
+    from edgekit.parity.check import compare, with_gaps
 
     is_shared = data is not None and (len(sides) > 1 or bool(conditions))  # without data two bundles are compared as releases, unopened
     with ExitStack() as stack:
@@ -126,7 +126,7 @@ def compare_all(a: str | Path | Side, sides: Sequence[str | Path | Side], data: 
                 same = {**options, **_limits(clean), "keep": 0, "on_sample": None}
                 for name in conditions:
                     cells += _cells(compare(a, b, data, condition=name, **same), name)
-                found.append(replace(clean, conditions=tuple(cells)))
+                found.append(with_gaps(replace(clean, conditions=tuple(cells))))
     return Comparisons(tuple(found))
 
 

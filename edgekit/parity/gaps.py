@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from edgekit.parity.conditions import CONDITIONS
 from edgekit.parity.result import DIFFERS, Comparison, SideInfo
 
 FEW_SAMPLES = 30
@@ -30,7 +31,7 @@ def _sides(found: Comparison) -> Iterator[str]:
 def _coverage(name: str, side: SideInfo) -> Iterator[str]:
     coverage = side.facts.get("coverage") or {}
     share, grade = coverage.get("int8_macs"), coverage.get("grade")
-    if isinstance(share, int | float) and share < 1:
+    if isinstance(share, int | float) and share < 0.9995:
         yield f"{100 * (1 - share):.1f} % of {name}'s MACs are not INT8 ({grade})"
     if grade == "declared":
         yield f"{name}'s INT8 coverage is declared by its graph, and was not read from a built engine"
@@ -47,7 +48,7 @@ def _data(found: Comparison) -> Iterator[str]:
         yield "there are no labels: what the difference costs in accuracy is not known"
     elif data.samples < FEW_SAMPLES:
         yield f"{data.samples} labelled samples: the intervals are rough"
-    if data.labels and not any(cell.condition not in ("all", *(f"{s.tag} {s.value}" for s in found.slices)) for cell in found.conditions):
+    if data.labels and not any(cell.condition in CONDITIONS for cell in found.conditions):
         yield "no harder condition was run (a silent microphone, a covered camera, blur, noise): `--conditions all`"
 
 

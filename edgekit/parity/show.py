@@ -36,7 +36,7 @@ def _conditions(console: Console, every: Comparisons) -> None:
         rows, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
         metric = next((cell.metric for cell in cells.values() if cell.metric), "")
         table = Table(box=None, pad_edge=False, title=f"{output}: {metric or 'SQNR in dB'}", title_justify="left")
-        table.add_column("")
+        table.add_column("", overflow="fold")
         for column in columns:
             table.add_column(f"{escape(column)}\nn {max(cells[row, column].samples for row in rows if (row, column) in cells)}", justify="right")
         if metric:
