@@ -79,7 +79,7 @@ def render_all(every: Comparisons, command: str = "") -> str:
     word = f"<strong>{'Same' if every else 'Differs'}</strong>: {same} of {count} give what A gives within the limits"
     header = (
         f'<p class="verdict {"pass" if every else "fail"}"><span class="mark" aria-hidden="true">{"✓" if every else "✗"}</span><span>{word}</span></p>'
-        f'<h1>{count} models against {esc(_name(first.a))}</h1><p class="note">{esc(_on(first))}</p>'
+        f'<h1>{count} models against {esc(_name(first.a))}</h1><p class="note">{esc(_on(first, len(every.comparisons)))}</p>'
     )
     sections = [("sides", "Sides", _sides(every)), ("conditions", "By condition", conditions(every.conditions))]
     opened = list(dict.fromkeys(f"{_name(found.b)}: {text}" for found in every.comparisons for text in found.provenance.get("open", ())))
@@ -359,7 +359,7 @@ def _heat(output: str, cells: Sequence[Cell]) -> str:
     targets, columns = (list(dict.fromkeys(key[i] for key in by_place)) for i in (0, 1))
     metric = next((cell.metric for cell in cells if cell.metric), "")
     losses = [x for cell in cells if (x := _loss(cell)) is not None and math.isfinite(x)]
-    most = max([abs(x) for x in losses], default=0.0) or 1.0
+    most = max([x for x in losses if x > 0], default=0.0) or max([-x for x in losses], default=0.0) or 1.0
     levels = [cell.sqnr_db for cell in cells if math.isfinite(cell.sqnr_db)]
     rows = []
     if metric:
@@ -530,7 +530,8 @@ def _per_sample(o: OutputResult) -> str:
     if is_whole:
         body.append(f'<text class="limit" x="44" y="246">asked of all together: {t.min_sqnr_db:.1f} dB, found {_decibel(o.errors.sqnr_db, " dB")}</text>')
     else:
-        body.append(legend([("pruned", "within the limits")] if all(p[2] for p in points) else [("pruned", "within"), ("artifact", "beyond the limits")], 246))
+        kinds = {p[2] for p in points}
+        body.append(legend([(tone, said) for tone, said, is_in in (("pruned", "within the limits", True), ("artifact", "beyond", False)) if is_in in kinds], 246))
     return svg(252, f"SQNR of every sample, {o.name}", f"from {low:.1f} to {high:.1f} dB, worst in {worst[3]}", "".join(body))
 
 
@@ -649,9 +650,11 @@ def _card(heading: str, tone: str, big: str, small: str, facts: Sequence[tuple[s
     return f'<li class="card {tone}"><h3>{esc(heading)}</h3><p class="big">{big}</p><p class="ci">{small}</p><dl>{items}</dl></li>'
 
 
-def _on(found: Comparison) -> str:
+def _on(found: Comparison, sides: int = 1) -> str:
     if found.data is None:
-        return "Two releases, compared by their files and reports; nothing was run."
+        return "Releases, compared by their files and reports; nothing was run."
+    if sides > 1:
+        return f"{found.data.samples} {'streams' if found.stream else 'samples'} ({found.data.text}), the same for all."
     said = f"{found.data.samples} {'streams' if found.stream else 'samples'} ({found.data.text}), the same for both."
     return said + (f" {len(found.outputs)} outputs, {sum(not o.is_within for o in found.outputs)} beyond their limits." if found.outputs else "")
 
