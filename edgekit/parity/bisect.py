@@ -36,7 +36,7 @@ from edgekit.parity.result import Bisect, LayerRow
 from edgekit.parity.runners import Options, Side, open_side
 from edgekit.parity.samples import Samples, Wish, of_arrays, open_samples
 from edgekit.parity.stream import Player
-from edgekit.parity.surgery import DEQUANTIZE, QUANTIZE, Fit, Grid, Net, Rounding, rounded_twin
+from edgekit.parity.surgery import DEQUANTIZE, QUANTIZE, Fit, Grid, Net, Rounding, rounded_twin, without_loops_rounding
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -265,6 +265,7 @@ class Hunt:
         loose = self.b.open_loose(self.matched, values_b, rows)
         fits = self.all_fits = self.fits(roundings)
         twin = self._twin(roundings, fits, values_a, [self.matched[name].a for name in rows])
+        loops = self._loops(rows)
         sums = {name: _Sums(note=self._note(name, roundings, fits)) for name in needed}
         steps = self._bare_steps(roundings, fits)
         states: dict[str, np.ndarray] = {}
@@ -276,6 +277,8 @@ class Hunt:
             clean = {name: m.to_b(given[m.a]).astype(values_b[name].dtype, copy=False) for name, m in self.matched.items()}
             alone = loose({**fed_b, **clean})
             expected = twin({**fed, **given}) if twin is not None else {}
+            for name, value in loops({**fed_b, **clean}).items() if loops is not None else ():
+                sums[name].expected += _power(alone[name], value)[0]
             for name in needed:
                 sums[name].floor += steps.get(name, 0.0) ** 2 / 12 * clean[name].size
                 self._add(sums[name], i, clean[name], running[name], alone.get(name), expected.get(self.matched[name].a), self.matched[name])
@@ -287,6 +290,14 @@ class Hunt:
             return None
         net = Net(rounded_twin(self.a.net, self.parts_a, roundings, fits))
         return self.a.open_loose({m.a: m for m in self.matched.values()}, examples, wanted, net)
+
+    def _loops(self, rows: Iterable[str]) -> Any:
+        """B's parts with loops that round inside, without that rounding: what it costs is the difference. None where there is none."""
+        model = without_loops_rounding(self.b.net)
+        if model is None:
+            return None
+        wanted = [name for name in rows if any(a.HasField("g") for i in self.parts_b[name].nodes for a in self.b.net.nodes[i].attribute)]
+        return self.b.open_loose(self.matched, self._values_b, wanted, Net(model)) if wanted else None
 
     def _bare_steps(self, roundings: Iterable[Rounding], fits: Mapping[tuple[str, Grid], Fit]) -> dict[str, float]:
         """{B's tap: step} of the parts that do nothing but round and move values."""

@@ -206,6 +206,27 @@ def _rename_reads(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> 
             _rename_reads(graph.node, {old: new for old, new in names.items() if old not in own})
 
 
+def without_loops_rounding(net: Net) -> onnx.ModelProto | None:
+    """A copy whose loops' bodies do not round their activations; None if none of them does."""
+    import onnx
+
+    model = onnx.ModelProto()
+    model.CopyFrom(net.model)
+    changed = [_skip_rounding(body) for node in model.graph.node for body in _graphs(node)]
+    return model if any(changed) else None
+
+
+def _skip_rounding(body: onnx.GraphProto) -> bool:
+    quantized = {node.output[0]: node.input[0] for node in body.node if node.op_type in QUANTIZE}
+    skipped = {node.output[0]: quantized[node.input[0]] for node in body.node if node.op_type in DEQUANTIZE and node.input[0] in quantized}
+    for node in body.node:  # what goes out of the body keeps its name
+        if node.op_type in DEQUANTIZE and node.output[0] in skipped:
+            node.op_type = "Identity"
+            del node.input[:], node.attribute[:]
+            node.input.append(skipped[node.output[0]])
+    return any([bool(skipped), *(_skip_rounding(inner) for node in body.node for inner in _graphs(node))])
+
+
 # --------------------------------------------------------------------------- graphs made of graphs
 
 

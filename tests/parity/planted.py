@@ -41,6 +41,8 @@ class Subject:
         layers: {role: nodes}, what the mutators look for.
         data: as edgekit.compare takes it.
         how: keywords of compare and bisect: streams and states.
+        inputs: those that are normalized.
+        calls: feeds call by call, states included: what ranges are calibrated on.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Subject:
     data: list[dict[str, np.ndarray]]
     how: dict
     inputs: tuple[str, ...]
+    calls: list[dict[str, np.ndarray]]
 
     def path(self, kind: str) -> Path:
         return self.folder / f"{kind}.onnx"
@@ -112,12 +115,13 @@ def foreign() -> Subject:
     onnx.save(model, str(folder / "float.onnx"))
     data = [{"frame": (0.4 + 1.5 * smooth(np.random.default_rng((7, i)), 1, 16, 2, f))} for i in range(2)]
     states = {"past": "past_next", "memory": "memory_next"}
-    quantize_elsewhere(folder / "float.onnx", folder / "int8.onnx", _calls(folder / "float.onnx", [{"frame": d["frame"][:, t]} for d in data for t in range(16)], states))
+    calls = _calls(folder / "float.onnx", [{"frame": d["frame"][:, t]} for d in data for t in range(16)], states)
+    quantize_elsewhere(folder / "float.onnx", folder / "int8.onnx", calls)
     layers = {
         "conv": ("Conv_5", "Conv_7"), "matmul": ("MatMul_13", "MatMul_15", "MatMul_20"), "softmax": ("Softmax_9",), "square": ("MatMul_13",), "bias": ("Conv_5", "Conv_7", "Add_14", "Add_21"),
         "rnn": ("GRU_17",), "memory": ("memory",), "cache": ("Slice_4",), "mean": ("Sub_0",), "std": ("Div_1",), "first": ("Sub_0",), "last": ("MatMul_20",),
     }  # fmt: skip
-    return Subject("foreign", folder, layers, data, {"stream": True, "states": states}, ("frame",))
+    return Subject("foreign", folder, layers, data, {"stream": True, "states": states}, ("frame",), calls)
 
 
 def _calls(path: Path, frames: list[dict[str, np.ndarray]], states: dict[str, str]) -> list[dict[str, np.ndarray]]:
@@ -160,26 +164,31 @@ def tiny() -> Subject:
     nets.save_step(folder / "float.onnx")
     data = [{"clip": smooth(np.random.default_rng((3, i)), 1, 12, 3, 2, 16, 16)} for i in range(2)]
     states = {"h_in": "h_out", "c_in": "c_out"}
-    quantize_here(folder, _calls(folder / "float.onnx", [{"clip": d["clip"][:, t]} for d in data for t in range(12)], states))
+    calls = _calls(folder / "float.onnx", [{"clip": d["clip"][:, t]} for d in data for t in range(12)], states)
+    quantize_here(folder, calls)
     ops = {node.op_type: node.name for node in onnx.load(str(folder / "float.onnx")).graph.node}
     layers = {
         "conv": (ops["Conv"],), "bias": (ops["Conv"], ops["LSTM"]), "rnn": (ops["LSTM"],), "square": (ops["LSTM"],), "memory": ("h_in", "c_in"), "first": (ops["Conv"],), "last": (ops["LSTM"],),
     }  # fmt: skip
-    return Subject("tiny", folder, layers, data, {"stream": True, "states": states}, ("clip",))
+    return Subject("tiny", folder, layers, data, {"stream": True, "states": states}, ("clip",), calls)
 
 
-def quantize_here(folder: Path, calls: list[dict[str, np.ndarray]], observer: str = "percentile", out: str = "int8") -> None:
-    """Q/DQ by edgekit, in ONNX Runtime's numbers: float.onnx → int8.onnx."""
-    from edgekit import graph, qdq
-    from edgekit.backends import onnxruntime
+def quantize_here(folder: Path, calls: list[dict[str, np.ndarray]], observer: str = "percentile", out: str = "int8", target: str = "onnxruntime_x86"):
+    """Q/DQ by edgekit in a target's numbers: float.onnx → `out`.onnx, beside the float graph that it was made of, `out`_float.onnx; the engine."""
+    from edgekit import graph, qdq, rewrites
+    from edgekit.backends import EngineKit, onnxruntime
     from edgekit.quant import Histogram, Numbers
     from edgekit.target import load_target
 
-    target = load_target("onnxruntime_x86", ROOT).spec()
-    numbers = Numbers.from_target(target["numbers"])
+    spec = load_target(target, ROOT).spec()
+    numbers = Numbers.from_target(spec["numbers"])
     model = graph.load(folder / "float.onnx")
-    chosen = qdq.precisions(model, target["ops"], {}, numbers.outputs)
-    session = onnxruntime.simulate(folder / "float.onnx", 1, [name for name in chosen.observed if name not in calls[0]])
+    for rewrite in spec.get("rewrites") or ():
+        rewrites.apply(model, rewrite)
+    source = folder / f"{out}_float.onnx"
+    graph.save(model, source)
+    chosen = qdq.precisions(model, spec["ops"], {}, numbers.outputs)
+    session = onnxruntime.simulate(source, 1, [name for name in chosen.observed if name not in calls[0]])
     seen = {name: Histogram() for name in chosen.observed}
     for feeds in calls:
         values = {**feeds, **session(feeds)}
@@ -187,6 +196,7 @@ def quantize_here(folder: Path, calls: list[dict[str, np.ndarray]], observer: st
             histogram.update(values[name])
     ranges = {name: histogram.observe(observer, 99.99, numbers) for name, histogram in seen.items()}
     graph.save(qdq.insert_qdq(model, chosen, {**ranges, **qdq.tied(model, chosen, ranges)}, numbers), folder / f"{out}.onnx")
+    return EngineKit("main", source, folder / f"{out}.onnx", int8=chosen.int8, fused=chosen.fused)
 
 
 SAMPLES = 6400
@@ -237,7 +247,7 @@ def mhlt() -> Subject:
         "conv": ops["Conv"][1:], "matmul": projections, "softmax": ops["Softmax"], "square": projections, "bias": biases, "rnn": ops["LSTM"],
         "pos": tuple(name for name in ops["Conv"] if "pos_conv" in name), "first": (ops["Conv"][0], ops["LSTM"][0]), "last": projections[-1:],
     }  # fmt: skip
-    return Subject("mhlt", folder, layers, data, {}, ("wave",))
+    return Subject("mhlt", folder, layers, data, {}, ("wave",), data)
 
 
 # --------------------------------------------------------------------------- what the mutators do it with
@@ -700,22 +710,34 @@ def table(found: list[Case]) -> str:
     return "\n".join(lines)
 
 
+BEGIN, END = "<!-- planted: written by `python -m tests.parity.planted --write` -->", "<!-- /planted -->"
+
+
 def main() -> None:
-    """`python -m tests.parity.planted [MODEL...]`: the table, and every case that was missed."""
+    """`python -m tests.parity.planted [--write] [MODEL...]`: the table, and every case that was missed; --write puts it into docs/parity.md."""
     import sys
 
-    models = tuple(sys.argv[1:]) or MODELS
-    found = []
+    from tests.parity import honest
+
+    models = tuple(name for name in sys.argv[1:] if name in MODELS) or MODELS
+    found, alarms, built = [], 0, 0
     with tempfile.TemporaryDirectory() as folder:
         for case in cases(models):
-            try:
-                found.append(run(*case, Path(folder)))
-            except Absent:
-                print("absent:", *case)
-                continue
+            found.append(run(*case, Path(folder)))
             if not found[-1].is_found or (found[-1].has_layer and found[-1].rank != 1):
                 print(found[-1])
-    print(table(found))
+        for i, rebuild in enumerate(r for r in honest.REBUILDS if r.model in models and r.is_possible):
+            (Path(folder) / str(i)).mkdir()
+            verdict = honest.judge(rebuild, Path(folder) / str(i))
+            built, alarms = built + 1, alarms + (not verdict)
+            if not verdict:
+                print("alarm:", rebuild.model, rebuild.name, *verdict.reasons)
+    text = f"{table(found)}\n\nOf {built} honest rebuilds, {alarms} raised an alarm."
+    print(text)
+    if "--write" in sys.argv:
+        path = ROOT / "docs/parity.md"
+        before, mark, rest = path.read_text().partition(BEGIN)
+        path.write_text(f"{before}{mark}\n{text}\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":
