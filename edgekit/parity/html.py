@@ -62,9 +62,9 @@ def render(found: Comparison, command: str = "") -> str:
         ("errors", "Error distribution", page.errors()),
         ("streams", "Streams over time", page.streams()),
         ("conditions", "By condition", conditions(found.conditions) or page.slices()),
+        ("release", "What changed between the releases", page.release()),
         ("coverage", "INT8 coverage", page.coverage()),
         ("samples", "Samples", page.samples()),
-        ("release", "What changed between the releases", page.release()),
         ("open", "What this does not show", page.open_points()),
         ("provenance", "Provenance", page.provenance()),
     )
@@ -136,7 +136,7 @@ class _Page:
         return f'<section aria-label="A, B and their difference at a glance"><ol class="cards">{"".join(cards)}</ol></section>'
 
     def why(self) -> str:
-        return _list(self.found.reasons) if not self.found else ""
+        return _list(self.found.reasons) if len(self.found.reasons) > 1 else ""  # one alone is the verdict's own sentence
 
     # ------------------------------------------------------------------------- numbers
 
@@ -275,7 +275,7 @@ class _Page:
         a, b, label = (kept.get(f"*/{part}/{name}") for part in ("a", "b", "label"))
         if a is None or b is None or len(a) < 3:
             return ""
-        return f'<div class="pair">{_scatter(name, a, b)}{_curves(f"{name}, sample by sample", "sample", [("float", "A", a), ("artifact", "B", b), *([("track", "label", label)] if label is not None else [])])}</div>'
+        return f'<div class="pair">{_scatter(name, a, b)}{_curves(f"{name}, sample by sample", "sample", [("float", "A", a), ("artifact", "B", b), *([("pruned", "label", label)] if label is not None else [])])}</div>'
 
     def _sample(self, id: str) -> Iterable[str]:
         kept, rate = self.found.kept, next((side.facts["sample_rate_hz"] for side in (self.found.a, self.found.b) if "sample_rate_hz" in side.facts), None)
@@ -291,11 +291,12 @@ class _Page:
                 a, b = (np.asarray(x).reshape(-1)[: min(a.size, b.size)] for x in (a, b))
             b = np.asarray(b).reshape(a.shape)
             if a.size == 1:
-                said.append(f"<div><dt><code>{esc(o.name)}</code></dt><dd>A {_short(float(a.reshape(())))}, B {_short(float(b.reshape(())))}</dd></div>")
+                x, y = float(a.reshape(())), float(b.reshape(()))
+                said.append([f"<code>{esc(o.name)}</code>", _short(x), _short(y), _short(y - x)])
             else:
                 yield _output(o.name, a, b, rate)
         if said:
-            yield f'<figure class="clip"><dl class="facts">{"".join(said)}</dl><figcaption>Answers</figcaption></figure>'
+            yield table(f"Answers to {id}", ["Output", "A", "B", "B − A"], said, numeric=(1, 2, 3))
 
     # ------------------------------------------------------------------------- the end
 
@@ -305,12 +306,12 @@ class _Page:
             return ""
         if not release.changes:
             return "<p>Nothing: both are the same release.</p>"
-        parts = []
+        parts = [f"<p>A is <code>{esc(release.name_a)}</code>, B is <code>{esc(release.name_b)}</code>.</p>"]
         for part in dict.fromkeys(change.part for change in release.changes):
             mine = [change for change in release.changes if change.part == part]
             rows = [[f"<code>{esc(c.key)}</code>", _value(c.a), _value(c.b), _relative(c.a, c.b)] for c in mine[:MAX_ROWS]]
             more = f"<p>and {len(mine) - MAX_ROWS} more, see <code>--json</code></p>" if len(mine) > MAX_ROWS else ""
-            listed = table(f"{part.capitalize()}: {len(mine)} changed", ["What", f"A, {release.name_a}", f"B, {release.name_b}", "Change"], rows, numeric=(3,))
+            listed = table(f"{part.capitalize()}: {len(mine)} changed", ["What", "A", "B", "Change"], rows, numeric=(3,))
             parts.append(f"<details{' open' if part != 'files' else ''}><summary>{esc(part.capitalize())} <small>{len(mine)}</small></summary>{listed}{more}</details>")
         return "".join(parts)
 
@@ -641,7 +642,7 @@ def _shares(parts: Sequence[tuple[str, float, str]], name: str) -> str:
 
 
 def _side_card(heading: str, tone: str, side: SideInfo) -> str:
-    facts = [("Computes in", side.numbers), ("Runs on", side.facts.get("runtime") or side.facts.get("version") or side.kind), ("Target", side.facts.get("target")), ("Computed", side.facts.get("computed")), ("Model", side.facts.get("model")), ("Engine", side.facts.get("engine"))]
+    facts = [("Computes in", side.numbers), ("Runs on", side.facts.get("runtime")), ("Target", side.facts.get("target")), ("Computed", side.facts.get("computed")), ("Model", side.facts.get("model")), ("Engine", side.facts.get("engine"))]
     return _card(heading, tone, f'<span class="name">{esc(_name(side))}</span>', f'<span class="ci">{esc(side.kind)}</span>', [(k, esc(_flat(v))) for k, v in facts if v])
 
 

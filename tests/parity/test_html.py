@@ -75,7 +75,7 @@ def pages(tmp_path, denoised, lost) -> dict:
 def test_the_verdict_comes_first_and_everything_has_its_section(pages):
     text = pages["labelled"].read_text()
     page = Page(text)
-    order = [text.index(f'id="{key}"') for key in ("why", "drop", "outputs", "layers", "errors", "streams", "conditions", "samples", "release", "open", "provenance")]
+    order = [text.index(f'id="{key}"') for key in ("why", "drop", "outputs", "layers", "errors", "streams", "conditions", "release", "samples", "open", "provenance")]
     assert order == sorted(order) and text.index('class="verdict fail"') < order[0]
     assert len(set(page.ids)) == len(page.ids) and {link["href"] for link in page.all("a")} <= {f"#{id}" for id in page.ids}
     said = " ".join(page.texts)
