@@ -206,6 +206,9 @@ def compare(a: Annotated[str, typer.Argument(metavar="A", help="The reference: O
             conditions: Annotated[str | None, typer.Option("--conditions", metavar="all|NAME,...", help="Run on harder data too: no-audio, no-video, blur, noise-10, noise-0.")] = None,
             save: Annotated[Path | None, typer.Option("--save-outputs", help="Write every sample's outputs to FOLDER/a and FOLDER/b, which compare reads again.")] = None,
             junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
+            bisect: Annotated[bool, typer.Option("--bisect", help="Rank the layers by the error that each introduces by itself.")] = False,
+            nodes: Annotated[list[str] | None, typer.Option("--nodes", metavar="NAME|GLOB", help="Rank these layers only; may be repeated.")] = None,
+            repro: Annotated[Path | None, typer.Option("--save-repro", help="Bisect, and leave the first layer's part of B in this new folder, with its inputs and A's output.")] = None,
             html: Annotated[Path | None, typer.Option("--html", help="Write a report, one self-contained page.")] = None,
             keep: Annotated[int, typer.Option("--keep", min=0, help="Samples shown in the report, with their waveforms, frames and traces.")] = 3,
             cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
@@ -217,6 +220,8 @@ def compare(a: Annotated[str, typer.Argument(metavar="A", help="The reference: O
     sides = [side for text in b for side in table.sides_of(text)]
     if len(sides) > 1 and save is not None:
         raise UsageError("--save-outputs takes one B", f"there are {len(sides)}: {', '.join(sides)}")
+    if len(sides) > 1 and (bisect or repro or nodes):
+        raise UsageError("--bisect takes one B", f"there are {len(sides)}: {', '.join(sides)}")
     every = table.compare_all(
         a, sides, data, () if conditions is None else table.chosen(conditions),
         atol=arguments.numbers(atol, "--atol"), rtol=arguments.numbers(rtol, "--rtol"), check_error_stat=arguments.stats(stat), quantile=quantile,
@@ -225,6 +230,13 @@ def compare(a: Annotated[str, typer.Argument(metavar="A", help="The reference: O
         stream=stream, stream_axis=stream_axis, steps=steps, chunk_a=chunk_a, chunk_b=chunk_b, rate_hz=rate_hz, states=arguments.states(state), threads=threads, cache=cache,
         keep=0 if html is None or len(sides) > 1 else keep, on_sample=None if save is None else show.writer(save),
     )  # fmt: skip
+    if bisect or repro or nodes:
+        from edgekit.parity.bisect import with_layers
+
+        every = with_layers(
+            every, a, sides[0], data, nodes=nodes, repro=repro, mapping=mapping, samples=samples, seed=seed, val_range=arguments.ranges(val_range),
+            input_shapes=arguments.shapes(shapes), stream=stream, stream_axis=stream_axis, steps=steps, states=arguments.states(state), threads=threads, cache=cache,
+        )  # fmt: skip
     found: Any = every.comparisons[0] if len(sides) == 1 else every
     if junit is not None:
         show.write_junit(every.comparisons, junit)

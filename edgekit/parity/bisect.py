@@ -18,7 +18,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from edgekit.graph import COPY_OPS
 from edgekit.parity.inside import inside_of
 from edgekit.parity.matching import Match, match
 from edgekit.parity.measure import FLOAT_OF_PEAK, LUCK
-from edgekit.parity.pairing import feeds_of
-from edgekit.parity.result import Bisect, LayerRow
+from edgekit.parity.pairing import feeds_of, read_map
+from edgekit.parity.result import Bisect, Comparisons, LayerRow
 from edgekit.parity.runners import Options, Side, open_side
 from edgekit.parity.samples import Samples, Wish, of_arrays, open_samples
 from edgekit.parity.stream import Player
@@ -91,6 +91,14 @@ def bisect(
         found = hunt.run([nodes] if isinstance(nodes, str) else list(nodes or ()))
         minimal = hunt.save_repro(found[0], Path(repro)) if repro is not None and found else {}
     return hunt.result(found, time.perf_counter() - started, minimal)
+
+
+def with_layers(every: Comparisons, a: str, b: str, data: str | None, mapping: Path | None = None, **how: Any) -> Comparisons:
+    """The one comparison with its layers ranked, as the command line has it; arguments are those of `bisect`."""
+    from edgekit.parity.check import with_gaps
+
+    found = bisect(a, b, data, mapping=None if mapping is None else read_map(mapping), **how)
+    return replace(every, comparisons=(with_gaps(replace(every.comparisons[0], bisect=found)),))
 
 
 class Calls:

@@ -18,6 +18,7 @@ from edgekit.parity.conditions import CONDITIONS
 from edgekit.parity.result import Cell, Comparison, Comparisons, OutputResult
 
 MAX_CHANGES = 60
+MOST_LAYERS = 8
 WORDS = {True: "[green]within[/]", False: "[red]DIFFERS[/]"}
 
 
@@ -60,6 +61,7 @@ def show(console: Console, found: Comparison) -> None:
     if found.outputs:
         _outputs(console, found)
     _metrics(console, found)
+    _layers(console, found)
     _stream(console, found)
     _release(console, found)
     spent = sum(found.seconds.values())
@@ -88,6 +90,22 @@ def _outputs(console: Console, found: Comparison) -> None:
     mixed = [f"`{o.name}` is {o.dtype_a} in A and {o.dtype_b} in B" for o in found.outputs if o.dtype_a != o.dtype_b]
     if mixed:
         console.print(f"  {escape('; '.join(mixed))}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _layers(console: Console, found: Comparison) -> None:
+    """The layers that introduce most; all of the wrong ones."""
+    if found.bisect is None:
+        return
+    wrong = [row for row in found.bisect.rows if row.verdict == "fault"]
+    table = Table(box=None, pad_edge=False)
+    for column in ("layer", "op", "", "introduced dB", "expected dB", "inherited dB", "max_abs", "note"):
+        table.add_column(column, justify="right" if column.endswith(("dB", "abs")) else "left", overflow="fold")
+    for row in found.bisect.rows[: max(MOST_LAYERS, len(wrong))]:
+        colour = "red" if row.verdict == "fault" else "dim"
+        table.add_row(escape(row.node), row.op, f"[{colour}]{row.verdict}[/]", *(_decibel(x) for x in (row.introduced_db, row.expected_db, row.inherited_db)), _short(row.max_abs), escape(row.note))
+    console.print(table)
+    if found.bisect.minimal:
+        console.print(f"  the first by itself: {escape(found.bisect.minimal['onnx'])}, off by {found.bisect.minimal['max_abs']:.4g}", highlight=False, soft_wrap=True)
 
 
 def asked(output: OutputResult) -> str:

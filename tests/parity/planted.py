@@ -60,6 +60,14 @@ class Subject:
 # --------------------------------------------------------------------------- models
 
 
+_FOLDERS: list[tempfile.TemporaryDirectory] = []  # removed when the process ends
+
+
+def _new_folder(name: str) -> Path:
+    _FOLDERS.append(tempfile.TemporaryDirectory(prefix=f"edgekit-{name}-"))
+    return Path(_FOLDERS[-1].name)
+
+
 def subject(name: str) -> Subject:
     return {"foreign": foreign, "tiny": tiny, "mhlt": mhlt}[name]()
 
@@ -75,7 +83,7 @@ def smooth(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 @functools.cache
 def foreign() -> Subject:
-    folder = Path(tempfile.mkdtemp(prefix="edgekit-foreign-"))
+    folder = _new_folder("foreign")
     rng = np.random.default_rng(5)
     c, f, h = 6, 24, 12
 
@@ -160,7 +168,7 @@ def quantize_elsewhere(path: Path, out: Path, calls: list[dict[str, np.ndarray]]
 
 @functools.cache
 def tiny() -> Subject:
-    folder = Path(tempfile.mkdtemp(prefix="edgekit-tiny-"))
+    folder = _new_folder("tiny")
     nets.save_step(folder / "float.onnx")
     data = [{"clip": smooth(np.random.default_rng((3, i)), 1, 12, 3, 2, 16, 16)} for i in range(2)]
     states = {"h_in": "h_out", "c_in": "c_out"}
@@ -211,7 +219,7 @@ def mhlt() -> Subject:
     from edgekit.models import checkpoint
     from edgekit.models import mhlt as definition
 
-    folder = Path(tempfile.mkdtemp(prefix="edgekit-mhlt-"))
+    folder = _new_folder("mhlt")
     config = definition.CONFIGS["small"]
     path = ROOT / "recipes/checkpoints/mhlt_small.safetensors"
     module = definition.fold(definition.build(config)).eval()

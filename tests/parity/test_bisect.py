@@ -207,3 +207,33 @@ def test_tensors_of_types_that_numpy_lacks_are_passed_by(tmp_path):
     planted.plant("bf16 for f32", 1, "tiny", "float", tmp_path / "b.onnx")
     assert "as_bf16" not in Net(onnx.load(str(tmp_path / "b.onnx"))).tensors
     assert bisect(of.path("float"), tmp_path / "b.onnx", of.data, **of.how).rows[0].op == "Conv"
+
+
+def test_the_command_line_ranks_layers_and_saves_the_first(tmp_path):
+    import json
+
+    from typer.testing import CliRunner
+
+    from edgekit import cli
+
+    a, b = chain(tmp_path / "a.onnx"), chain(tmp_path / "b.onnx", (1, 1.1, 1))
+    run = lambda *more: CliRunner().invoke(cli.app, ["compare", str(a), str(b), "--data", "random:2", *more])  # noqa: E731
+    ran = run("--save-repro", str(tmp_path / "bug"), "--json")
+    assert ran.exit_code == 3, ran.output
+    found = json.loads(ran.stdout)["bisect"]
+    assert found["rows"][0]["node"] == "l1/MatMul" and found["minimal"]["onnx"] == str(tmp_path / "bug/model.onnx")
+    shown = run("--bisect")
+    assert "l1/MatMul" in shown.stdout and "introduced" in shown.stdout
+    assert run("--nodes", "nothing/*").exit_code == 2
+
+
+def test_float_against_int8_names_the_layer_that_outputs_hide(tmp_path):
+    """The outputs keep 20 dB and more; one weight's scale is a quarter too large."""
+    import edgekit
+
+    of = planted.subject("tiny")
+    planted.plant("wrong scale", 0, "tiny", "int8", tmp_path / "b.onnx")
+    found = edgekit.compare(of.path("float"), tmp_path / "b.onnx", of.data, **of.how)
+    assert not found and "layer `conv/Conv` (Conv) introduces an error of" in found.reasons[-1] and "rounding there costs" in found.reasons[-1]
+    assert found.bisect.rows[0].op == "Conv" and "below what rounding costs A in the same places" in found.outputs[0].tolerance.why
+    assert edgekit.compare(of.path("float"), tmp_path / "b.onnx", of.data, min_sqnr_db=5.0, **of.how)  # a limit that is given is the only one
