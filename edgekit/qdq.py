@@ -49,6 +49,7 @@ class Precisions:
         fixed: {tensor: the scale that the kernel writes in, whatever the data}.
         cells: {Scan: how its step is computed, see qdq_loop.py}.
         fixed_ops: {op: the scale that its kernel writes in}, inside loops.
+        symmetric: tensors whose integers have zero point 0 although others have one of their own.
         tensors: activations that `int8`, `fused` and `others` read and write; a target that wants a
             scale for each finds them here.
     """
@@ -63,6 +64,7 @@ class Precisions:
     fixed: dict[str, Scale] = field(default_factory=dict)
     cells: dict[str, str] = field(default_factory=dict)
     fixed_ops: dict[str, Scale] = field(default_factory=dict)
+    symmetric: frozenset[str] = frozenset()
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -128,7 +130,19 @@ class _Sorting:
         order = [node.name for node in self.model.graph]
         others = sorted(self.others, key=order.index)
         fused = sorted(self.fused, key=order.index)
-        return Precisions(tuple(self.layers), tuple(fused), self.skipped, tuple(tensors), tuple(others), reads, tuple(dict.fromkeys(writes)), fixed, self.cells, {op: scale for op in FIXED if (scale := _fixed(self.ops, op))})
+        return Precisions(tuple(self.layers), tuple(fused), self.skipped, tuple(tensors), tuple(others), reads, tuple(dict.fromkeys(writes)), fixed, self.cells, {op: scale for op in FIXED if (scale := _fixed(self.ops, op))}, self._symmetric(reads))
+
+    def _symmetric(self, reads: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+        """What only products of two activations read, where the target wants these symmetric."""
+        if not self.ops.get("MatMul.activations", {}).get("symmetric"):
+            return frozenset()
+        of_products: dict[str, bool] = {}
+        for name, inputs in reads.items():
+            node = self.layers.get(name) or self.others[name]
+            is_product = node.op_type == "MatMul" and len(inputs) == 2
+            for i in inputs:
+                of_products[node.inputs[i].name] = of_products.get(node.inputs[i].name, True) and is_product
+        return frozenset(tensor for tensor, only in of_products.items() if only)
 
     def _end(self, layer: ir.Node) -> ir.Value:
         """The last tensor of the layer and what is joined to it: its bias addition, its activation."""
@@ -315,7 +329,7 @@ def insert_qdq(model: ir.Model, chosen: Precisions, ranges: Mapping[str, Range],
         if tensor not in ranges and tensor not in chosen.fixed:
             who = readers[tensor][0][0].name if tensor in readers else tensor
             raise EdgekitError(f"layer `{who}`: no range for `{tensor}`")
-        scale = chosen.fixed.get(tensor) or scale_of(ranges[tensor], numbers)
+        scale = chosen.fixed.get(tensor) or scale_of(ranges[tensor], numbers.as_symmetric() if tensor in chosen.symmetric else numbers)
         value = values[tensor]
         uses = [(use.node, use.idx) for use in value.uses()] if tensor in written else readers[tensor]
         before = uses[0][0] if uses else value.producer()

@@ -12,7 +12,7 @@ calibrate a broken network.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -312,6 +312,11 @@ class Numbers:
             weight_divisor=float(weight.get("divisor", 127)),
             outputs=numbers.get("outputs", False),
         )
+
+
+    def as_symmetric(self) -> Numbers:
+        """The same with zero point 0: int8, and uint8 for tensors without negative values."""
+        return replace(self, dtype="int8", symmetric=True, divisor=127.0, nonnegative="uint8")
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ class OpRule(Schema):
     int8: bool = Field(False, description="whether the compiler may run it in INT8")
     int8_ranks: tuple[int, ...] = Field((), description="ranks that may run in INT8; empty means all of `ranks`")
     int8_output: Output | None = Field(None, description="what its INT8 kernel writes in, whatever the data")
+    symmetric: bool = Field(False, description="of MatMul.activations: its inputs have zero point 0, int8 or (without negatives) uint8, whatever `numbers` say")
     cell: Literal["int8", "float"] | None = Field(None, description="of Scan: gates and cell state of a recurrent step in INT8 too, or (the default) only its products and h")
     rewrite: Rewrite | None = Field(None, description="taken only after this rewrite")
     max_opset: int | None = None

@@ -237,3 +237,13 @@ def test_a_range_ends_where_all_its_readers_are_flat(tmp_path):
     assert qdq.useful(model, "a/Add_out", Range(-40.0, 2.0)) == Range(-6.24, 2.0)
     assert qdq.useful(model, "a/Add_out", Range(-40.0, -30.0)) == Range(-6.24, -6.24)
     assert qdq.useful(model, "c/Add_out", Range(-40.0, 2.0)) == Range(-40.0, 2.0)  # the sum reads it too
+
+
+def test_products_of_two_activations_may_be_symmetric_where_nothing_else_is(tmp_path):
+    model = graph.load(export(tmp_path, Block(), (1, 5, 12)))
+    ops = {**ALL, "MatMul.activations": {"int8": True, "symmetric": True}}
+    chosen, integer = quantized(model, Numbers(dtype="uint8", symmetric=False), ops, dict.fromkeys(qdq.precisions(model, ops).observed, Range(-3.0, 1.0)))
+    assert len(chosen.symmetric) == 4
+    points = {node.inputs[0].name: graph.constant(node.inputs[2]) for node in integer.graph if node.op_type == "QuantizeLinear"}
+    for tensor, zero_point in points.items():
+        assert (zero_point.dtype == np.int8 and zero_point == 0) == (tensor in chosen.symmetric)

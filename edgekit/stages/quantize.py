@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 NEEDS = ("prune", "calibrate")
-SEMANTICS = 3  # 3: tensors in fixed scales are not listed. 2: every kind of layer; last layers that cost nothing give floats
+SEMANTICS = 4  # 4: symmetric products. 3: tensors in fixed scales are not listed. 2: every kind of layer; last layers that cost nothing give floats
 TOOLS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
 
 PROOF_CLIPS = 2
@@ -96,14 +96,16 @@ def run(job: Job) -> None:
         integer = qdq.insert_qdq(engine.model, engine.precisions, own, numbers)
         graph.save(integer, job.out / "engines" / engine.name / "qdq.onnx")
 
+    def scale(engine: _Engine, tensor: str, r: Range) -> float:
+        return scale_of(r, numbers.as_symmetric() if tensor in engine.precisions.symmetric else numbers).scale
+
     write_json(
         job.out / "ranges.json",
         {
-            engine: {
-                tensor: {"low": r.low, "high": r.high, "scale": scale_of(r, numbers).scale, "from": source}
-                for tensor, (r, source) in found.items()
+            e.name: {
+                tensor: {"low": r.low, "high": r.high, "scale": scale(e, tensor, r), "from": source} for tensor, (r, source) in ranges[e.name].items()
             }
-            for engine, found in ranges.items()
+            for e in engines
         },
     )
     write_json(job.out / "skipped.json", {e.name: e.precisions.skipped for e in engines})
@@ -224,7 +226,7 @@ def _ranges(job: Job, flow: dict, engines: list[_Engine], statistics: Statistics
     percent = {} if job.spec.get("percentile") is None else {"percent": job.spec["percentile"]}
     numbers = Numbers.from_target(job.spec["numbers"])
 
-    def of_data(engine: str, tensor: str) -> Range:
+    def of_data(engine: str, tensor: str, numbers: Numbers = numbers) -> Range:
         histogram = statistics.find(engine, tensor) or observed.find(engine, tensor)
         return histogram.observe(job.spec["observer"], numbers=numbers, **percent)
 
@@ -236,7 +238,7 @@ def _ranges(job: Job, flow: dict, engines: list[_Engine], statistics: Statistics
             if kind == "bound":
                 mine[tensor] = (Range(*map(float, source.split())), "bound")
             else:
-                found_range = of_data(engine.name, source)
+                found_range = of_data(engine.name, source, numbers.as_symmetric() if tensor in engine.precisions.symmetric else numbers)
                 kept = qdq.useful(engine.model, tensor, found_range)
                 word = "observed" if source == tensor else f"same_as {source}"
                 mine[tensor] = (kept, word if kept == found_range else f"{word}, without what its readers cannot tell apart")

@@ -111,7 +111,7 @@ def test_shipped_targets_are_served(name):
         (("device", "recurrent_weights"), "int8", "recurrent_weights"),
         (("ops", "LSTM", "int8"), True, "LSTM"),
         (("ops", "GRU", "int8"), True, "GRU"),
-        (("ops", "MatMul.activations", "int8"), True, "symmetric"),
+        (("ops", "MatMul.activations", "symmetric"), False, "symmetric"),
     ],
 )
 def test_a_target_that_cannot_be_served_is_refused(path, value, says):

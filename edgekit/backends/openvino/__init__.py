@@ -74,8 +74,9 @@ def problems(target: Mapping[str, Any]) -> list[str]:
     for op in ("LSTM", "GRU"):
         if target["ops"].get(op, {}).get("int8"):
             found.append(f"ops.{op}.int8: OpenVINO computes a quantized {op} wrongly; leave it in float")
-    if target["ops"].get("MatMul.activations", {}).get("int8") and not target["numbers"]["activation"]["symmetric"]:
-        found.append("ops.MatMul.activations.int8: attention takes symmetric integers only; with a zero point it would run in float")
+    attention = target["ops"].get("MatMul.activations", {})
+    if attention.get("int8") and not (attention.get("symmetric") or target["numbers"]["activation"]["symmetric"]):
+        found.append("ops.MatMul.activations.int8: attention takes symmetric integers only (`symmetric: true`); with a zero point it would run in float")
     return found
 
 
