@@ -160,7 +160,7 @@ class _Page:
             e, w = o.errors, o.worst
             named = f"<code>{esc(o.name)}</code>" + (f" <small>in B <code>{esc(o.name_b)}</code></small>" if o.name_b != o.name else "")
             index = f" <code>{list(w.index)}</code>" if w is not None and w.index else ""
-            where = "" if w is None else f"{esc(w.sample)}{index}<br><small>A {_short(w.a)}, B {_short(w.b)}</small>"
+            where = "" if w is None else f'<span class="keep">{esc(w.sample)}{index}<br><small>A {_short(w.a)}, B {_short(w.b)}</small></span>'
             rows.append([named, _chip(o.is_within, "within", "beyond"), _decibel(e.sqnr_db), _short(e.max_abs), _short(e.mean_abs), _short(e.quantiles_abs["0.99"]), _short(e.max_rel), _decibel(e.psnr_db), f"{e.cosine:.6f}", where, f'<small>{esc("×".join(map(str, o.shape)) or "scalar")} {esc(o.dtype_a)}</small>'])
         head = ["Output", "Verdict", "SQNR dB", "Max abs", "Mean abs", "99 % abs", "Max rel", "PSNR dB", "Cosine", "Worst at", "Shape"]
         limits = list(dict.fromkeys(asked(o) for o in outputs))
@@ -648,7 +648,7 @@ def _side_card(heading: str, tone: str, side: SideInfo) -> str:
 
 def _card(heading: str, tone: str, big: str, small: str, facts: Sequence[tuple[str, str]]) -> str:
     items = "".join(f"<div><dt>{esc(k)}</dt><dd>{v}</dd></div>" for k, v in facts)
-    return f'<li class="card {tone}"><h3>{esc(heading)}</h3><p class="big">{big}</p><p class="ci">{small}</p><dl>{items}</dl></li>'
+    return f'<li class="card {tone}"><h2>{esc(heading)}</h2><p class="big">{big}</p><p class="ci">{small}</p><dl>{items}</dl></li>'
 
 
 def _on(found: Comparison, sides: int = 1) -> str:
