@@ -115,6 +115,9 @@ def _chains(backend: Any, target: Row, dirs: Mapping[str, Path], work: Path, thr
         for size in ("unpruned", "pruned"):
             chains[f"nncf.quantize, {size}", "int8", size] = {name: _nncf(onnx[size, name], threads) for name in names}
     chains["edgekit, pruned", "int8", "pruned"] = _open(backend.open, dirs["export"], names, target, threads)
+    if kind == "openvino":  # what is not on integers in bfloat16, where the CPU has it
+        hinted = {**target, "device": {**target["device"], "precision_hint": "bf16"}}
+        chains["edgekit, pruned, rest in bf16", "int8", "pruned"] = _open(backend.open_deployed, dirs["export"], names, hinted, threads)
     return chains
 
 
