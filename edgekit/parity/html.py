@@ -95,7 +95,7 @@ def _sides(every: Comparisons) -> str:
         lead = found.metrics[0] if found.metrics else None
         cost = "" if lead is None else f"{_signed(lead.change, lead.metric)} {_interval(lead.low, lead.high, lead.metric)}"
         side = ", ".join(str(part) for part in (found.b.kind, found.b.numbers, found.b.facts.get("target"), found.b.facts.get("computed")) if part)
-        rows.append([f"{esc(_name(found.b))} <small>{esc(side)}</small>", _chip(bool(found)), cost, *numbers, _prose(found.reasons[0] if found.reasons else "")])
+        rows.append([f"{esc(_name(found.b))} <small>{esc(side)}</small>", _chip(bool(found)), cost, *numbers, f'<span class="text">{_prose(found.reasons[0] if found.reasons else "")}</span>'])
     lead = next((found.metrics[0] for found in every.comparisons if found.metrics), None)
     change = "Change" if lead is None else f"Change of {lead.metric}, {lead.output}"
     return table("Every side against A", ["Side", "Verdict", change, "SQNR dB", "Max abs", "Worst output", "First reason"], rows, numeric=(2, 3, 4))
@@ -159,10 +159,11 @@ class _Page:
         for o in outputs:
             e, w = o.errors, o.worst
             named = f"<code>{esc(o.name)}</code>" + (f" <small>in B <code>{esc(o.name_b)}</code></small>" if o.name_b != o.name else "")
+            named += f'<br><small class="keep">{esc(o.dtype_a)} {esc("×".join(map(str, o.shape)) or "scalar")}</small>'
             index = f" <code>{list(w.index)}</code>" if w is not None and w.index else ""
             where = "" if w is None else f'<span class="keep">{esc(w.sample)}{index}<br><small>A {_short(w.a)}, B {_short(w.b)}</small></span>'
-            rows.append([named, _chip(o.is_within, "within", "beyond"), _decibel(e.sqnr_db), _short(e.max_abs), _short(e.mean_abs), _short(e.quantiles_abs["0.99"]), _short(e.max_rel), _decibel(e.psnr_db), f"{e.cosine:.6f}", where, f'<small>{esc("×".join(map(str, o.shape)) or "scalar")} {esc(o.dtype_a)}</small>'])
-        head = ["Output", "Verdict", "SQNR dB", "Max abs", "Mean abs", "99 % abs", "Max rel", "PSNR dB", "Cosine", "Worst at", "Shape"]
+            rows.append([named, _chip(o.is_within, "within", "beyond"), _decibel(e.sqnr_db), _short(e.max_abs), _short(e.mean_abs), _short(e.quantiles_abs["0.99"]), _short(e.max_rel), _decibel(e.psnr_db), f"{e.cosine:.6f}", where])
+        head = ["Output", "Verdict", "SQNR dB", "Max abs", "Mean abs", "99 % abs", "Max rel", "PSNR dB", "Cosine", "Worst at"]
         limits = list(dict.fromkeys(asked(o) for o in outputs))
         near = "".join(_near(o) for o in outputs[:MAX_CHARTS] if o.worst is not None and len(o.worst.around_a) > 1)
         around = f"<h3>Around the largest error</h3><div class=\"pair\">{near}</div>" if near else ""
@@ -174,10 +175,11 @@ class _Page:
             return ""
         words = {"fault": "✗ fault", "rounding": "rounding", "same": "✓ same"}
         rows = []
-        for r in bisect.rows[:MAX_ROWS]:
+        told = [r for r in bisect.rows if r.verdict == "fault" or r.introduced_db != math.inf]  # NaN stays
+        for r in told[:MAX_ROWS]:
             rows.append([
                 f"{r.rank}. <code>{esc(r.node)}</code>", f'<span class="chip {"fail" if r.verdict == "fault" else "pass"}">{esc(words.get(r.verdict, r.verdict))}</span>', esc(r.op),
-                _decibel(r.introduced_db), _decibel(r.expected_db), _decibel(r.inherited_db), _decibel(r.sqnr_db), f"{100 * r.share:.1f} %", esc(r.note),
+                _decibel(r.introduced_db), _decibel(r.expected_db), _decibel(r.inherited_db), _decibel(r.sqnr_db), f"{100 * r.share:.1f} %", f'<span class="text">{_prose(r.note)}</span>' if r.note else "",
             ])  # fmt: skip
         head = ["Layer", "Verdict", "Op", "Introduced", "Expected", "Inherited", "In all", "Share", "Note"]
         top = [(r.node, r.share, r.verdict) for r in bisect.rows[:10] if r.share > 0]
@@ -190,7 +192,9 @@ class _Page:
             "what rounding in the same places costs where nothing is wrong. <em>Inherited</em>: of the layer’s inputs as B computes them. "
             f"{bisect.matched} layers were found on both sides{'; ' + '; '.join(left) if left else ''}.</p>"
         )
-        more = f"<p>and {len(bisect.rows) - MAX_ROWS} more, see <code>--json</code></p>" if len(bisect.rows) > MAX_ROWS else ""
+        silent = len(bisect.rows) - len(told)
+        more = f"<p>and {len(told) - MAX_ROWS} more, see <code>--json</code></p>" if len(told) > MAX_ROWS else ""
+        more += f"<p>{silent} layers introduce nothing.</p>" if silent else ""
         return f'<div class="pair">{charts}</div>{table("Layers, the one that introduces most error first", head, rows, numeric=range(3, 8))}{more}{note}{minimal}'
 
     def errors(self) -> str:

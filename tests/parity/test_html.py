@@ -181,6 +181,8 @@ def test_in_chromium_every_page_opens_quickly_without_a_word_on_the_console(brow
                 assert seconds < 2, f"{path.name} takes {seconds:.2f} s"
                 assert browser.js("document.documentElement.scrollWidth") <= width, f"{path.name} scrolls sideways at {width}"
     assert browser.messages == []
+    browser.open(pages["several"], 390)
+    assert min(browser.js("[...document.querySelectorAll('.first tbody th')].map(h => h.clientWidth)")) > 60, "names of sides stay words"
 
 
 @pytest.mark.slow
