@@ -13,7 +13,7 @@
     release.py   what changed between two bundles
     bisect.py    the error that each layer introduces, against the one that it inherits
     matching.py  which inner tensor of B is which of A
-    inside.py    graphs with their inner tensors in reach
+    inside.py    graphs with their inner tensors in reach; inside_openvino.py: those of an IR
     surgery.py   ONNX graphs cut open, rounded as another one is, or reduced to a part
     repro.py     the smallest graph that shows an error, as a folder
     check.py     `compare`, which puts these together

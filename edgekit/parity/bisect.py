@@ -28,7 +28,7 @@ from edgekit.compare import decibel
 from edgekit.document import suggestion
 from edgekit.errors import DataError, UsageError
 from edgekit.graph import COPY_OPS
-from edgekit.parity.inside import inside_of
+from edgekit.parity.inside import OnnxInside, inside_of
 from edgekit.parity.matching import Match, match
 from edgekit.parity.measure import FLOAT_OF_PEAK, LUCK
 from edgekit.parity.pairing import feeds_of, read_map
@@ -168,6 +168,8 @@ class Hunt:
 
     def __init__(self, a: Side, b: Side, mapping: Mapping[str, str], calls: Calls, threads: int | None):
         self._side_a, self._side_b, self._map, self._calls = a, b, mapping, calls
+        if a.engine_graph() is None:
+            raise UsageError(f"{a.text}: the reference of a bisection is an ONNX file", "put the ONNX file first")
         self.a, self.b = inside_of(a, threads), inside_of(b, threads)
         self._states = {state.input: (state.output, np.full(state.shape, state.init, a.inputs[state.input].dtype)) for state in a.states}
         self._states_b = {state.input: (state.output, np.full(state.shape, state.init, b.inputs[state.input].dtype)) for state in b.states}
@@ -301,7 +303,7 @@ class Hunt:
 
     def _loops(self, rows: Iterable[str]) -> Any:
         """B's parts with loops that round inside, without that rounding: what it costs is the difference. None where there is none."""
-        model = without_loops_rounding(self.b.net)
+        model = without_loops_rounding(self.b.net) if isinstance(self.b, OnnxInside) else None
         if model is None:
             return None
         wanted = [name for name in rows if any(a.HasField("g") for i in self.parts_b[name].nodes for a in self.b.net.nodes[i].attribute)]
@@ -395,6 +397,8 @@ class Hunt:
     def save_repro(self, first: Found, folder: Path) -> dict[str, Any]:
         from edgekit.parity import repro
 
+        if not isinstance(self.b, OnnxInside):
+            raise UsageError(f"{self._side_b.text}: only a part of an ONNX file can be saved", "leave out `--save-repro`")
         name = first.row.tensor_b
         part = self.b.net.part(name, self.matched)
         taps = [tap for tap in part.taps if tap in self.matched]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekit.errors import UsageError
-from edgekit.parity.graphs import OnnxSide, load_onnx
+from edgekit.parity.graphs import OnnxSide, OpenvinoSide, load_onnx
 from edgekit.parity.matching import Match
 from edgekit.parity.surgery import Loose, Net, Rounding, cut_loose, give_out, grid_of
 
@@ -63,8 +63,16 @@ class OnnxInside:
         return Rounding(partner, reads, grid_of(self.net, found[""]) if "" in found else None, tuple(self.net.integer_weights(part)))
 
 
-def inside_of(side: Side, threads: int | None) -> OnnxInside:
-    """Raises UsageError where no inner tensors are to be had."""
+def inside_of(side: Side, threads: int | None) -> Any:
+    """A side's graph.
+
+    Raises:
+        UsageError: no inner tensors are to be had.
+    """
+    if isinstance(side, OpenvinoSide):
+        from edgekit.parity.inside_openvino import OpenvinoInside
+
+        return OpenvinoInside(side.path, threads)
     path = side.engine_graph()
     if path is None:
         raise UsageError(f"{side.text}: its inner tensors cannot be reached", "bisect two graphs, or name one engine behind an `@`")

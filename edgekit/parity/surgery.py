@@ -23,6 +23,8 @@ QUANTIZE, DEQUANTIZE = ("QuantizeLinear", "DynamicQuantizeLinear"), ("Dequantize
 PASSING = ("Identity", "Cast", "Max", "Min", "Sum")
 LAYERS = (*MAC_OPS, "Softmax", "LayerNormalization", "InstanceNormalization", "BatchNormalization", "RNN")
 SMALLEST = 1e-30
+HALF = -1
+"""In place of the axis of a weight's scales: it is kept in float16."""
 WIDER = 4.0
 """How much wider than the data a range may be and still be an honest one: it was calibrated on other data, with louder moments."""
 CLIPPED = 0.01
@@ -43,10 +45,14 @@ class Part:
 
 
 class Net:
-    """An ONNX graph, indexed. The model's weights are in memory."""
+    """An ONNX graph, indexed. The model's weights are in memory.
 
-    def __init__(self, model: onnx.ModelProto):
-        self.model = model
+    Args:
+        floats: names of its float tensors, where ONNX cannot infer types.
+    """
+
+    def __init__(self, model: onnx.ModelProto, floats: Iterable[str] | None = None):
+        self.model, self._floats = model, floats if floats is None else set(floats)
         self.nodes = list(model.graph.node)
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.inputs = [value.name for value in model.graph.input if value.name not in self.initializers]
@@ -68,11 +74,14 @@ class Net:
         import onnx
         from onnx import TensorProto
 
+        whole = {name for node in self.nodes if node.op_type in QUANTIZE for name in node.output}
+        computed = [name for node in self.nodes for name in node.output if name and name not in self.constants and name not in whole]
+        if self._floats is not None:
+            return [name for name in computed if name in self._floats]
         floats = (TensorProto.UNDEFINED, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)  # numpy has no bfloat16
         inferred = onnx.shape_inference.infer_shapes(self.model).graph
         types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
-        whole = {name for node in self.nodes if node.op_type in QUANTIZE for name in node.output}
-        return [name for node in self.nodes for name in node.output if name and name not in self.constants and name not in whole and types.get(name, 0) in floats]
+        return [name for name in computed if types.get(name, 0) in floats]
 
     def op(self, tensor: str) -> str:
         return self.nodes[self.producer[tensor]].op_type if tensor in self.producer else "input"
@@ -387,7 +396,7 @@ class Rounding:
         tensor: what the part computes.
         reads: {tap: its grid}.
         output: the grid that something inside the part is rounded to, or None.
-        weights: (shape, axis) of its integer weights, as `Net.integer_weights` gives them.
+        weights: (shape, axis) of its integer weights, as `Net.integer_weights` gives them, and of those in float16.
     """
 
     tensor: str
@@ -472,7 +481,7 @@ def _round_weights(net: Net, graph: onnx.GraphProto, i: int, shape: tuple[int, .
         if weight is None or weight.dtype.kind != "f" or graph.node[i].input[position] != name or weight.size != int(np.prod(shape)) or weight.size < 2:
             continue
         along = axis
-        if axis is not None and weight.shape != tuple(shape):
+        if axis not in (None, HALF) and weight.shape != tuple(shape):
             along = next((k for k, n in enumerate(weight.shape) if n == shape[axis]), None)
         new = _unused(f"{name}/rounded", taken)
         graph.initializer.append(numpy_helper.from_array(_rounded_weight(weight, along), new))
@@ -485,6 +494,8 @@ def _round_weights(net: Net, graph: onnx.GraphProto, i: int, shape: tuple[int, .
 
 
 def _rounded_weight(weight: np.ndarray, axis: int | None) -> np.ndarray:
+    if axis == HALF:
+        return weight.astype(np.float16).astype(weight.dtype)
     over = tuple(k for k in range(weight.ndim) if k != axis) if axis is not None else None
     scale = np.maximum(np.abs(weight).max(axis=over, keepdims=True), 1e-30) / 127
     return (np.rint(weight / scale) * scale).astype(weight.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 
 import numpy as np
@@ -237,3 +238,45 @@ def test_float_against_int8_names_the_layer_that_outputs_hide(tmp_path):
     assert not found and "layer `conv/Conv` (Conv) introduces an error of" in found.reasons[-1] and "rounding there costs" in found.reasons[-1]
     assert found.bisect.rows[0].op == "Conv" and "below what rounding costs A in the same places" in found.outputs[0].tolerance.why
     assert edgekit.compare(of.path("float"), tmp_path / "b.onnx", of.data, min_sqnr_db=5.0, **of.how)  # a limit that is given is the only one
+
+
+needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+
+
+@needs_openvino
+def test_an_openvino_ir_is_bisected_against_its_onnx(tmp_path):
+    import openvino as ov
+
+    a, b = chain(tmp_path / "a.onnx"), chain(tmp_path / "b.onnx", (1, 1.1, 1))
+    ov.save_model(ov.convert_model(b), tmp_path / "b.xml", compress_to_fp16=False)
+    rows = bisect(a, tmp_path / "b.xml", data()).rows
+    assert rows[0].node == "l1/MatMul" and rows[0].verdict == FAULT and rows[0].introduced_db == pytest.approx(20, abs=1e-3)
+    assert [row.verdict for row in rows[1:]] == [SAME] * (len(rows) - 1) and len(rows) == 6
+
+
+@needs_openvino
+def test_the_lstm_that_openvino_computes_wrongly_is_named(tmp_path):
+    """Its Q/DQ graph is right, as ONNX Runtime computes it: the layer in the IR is not."""
+    import openvino as ov
+
+    from tests.backends import wrong_lstm
+
+    engine, fed = wrong_lstm.write(tmp_path)
+    ov.save_model(ov.convert_model(engine.qdq_onnx), tmp_path / "b.xml", compress_to_fp16=False)
+    rows = bisect(engine.qdq_onnx, tmp_path / "b.xml", [fed]).rows
+    assert {row.node for row in rows if row.verdict == FAULT} == set(engine.int8)
+    with pytest.raises(UsageError, match="only a part of an ONNX file can be saved"):
+        bisect(engine.qdq_onnx, tmp_path / "b.xml", [fed], repro=tmp_path / "bug")
+    with pytest.raises(UsageError, match="the reference of a bisection is an ONNX file"):
+        bisect(tmp_path / "b.xml", engine.qdq_onnx, [fed])
+
+
+@needs_openvino
+def test_an_honest_int8_ir_has_no_fault_against_float(tmp_path):
+    from tests.parity import honest
+
+    of = planted.subject("tiny")
+    qdq, ir = honest.compiled("x86_openvino", "int8")(of, tmp_path)
+    rows = bisect(qdq.with_name(f"{qdq.stem}_float.onnx"), ir, of.data, **of.how).rows
+    conv = next(row for row in rows if row.op == "Conv")
+    assert {row.verdict for row in rows} == {ROUNDING, SAME} and abs(conv.introduced_db - conv.expected_db) < 1.5 and conv.introduced_db < 60
