@@ -10,6 +10,7 @@
     measure.py   errors, accumulated sample by sample; when they are within tolerance
     tolerance.py what INT8 may cost, measured on the models and data at hand
     stream.py    state carried over chunks
+    conditions.py  several sides, slices and harder data: target × condition
     release.py   what changed between two bundles
     bisect.py    the error that each layer introduces, against the one that it inherits
     matching.py  which inner tensor of B is which of A
@@ -18,6 +19,9 @@
     repro.py     the smallest graph that shows an error, as a folder
     check.py     `compare`, which puts these together
     golden.py    `edgekit verify`: one bundle against what it was delivered with
+    gaps.py      what a comparison does not show
     arguments.py the command line's spellings
     show.py      the terminal's table and JUnit XML
+    html.py      the report, one self-contained page
+    pictures.py  waveforms, spectrograms, maps and frames in it
 """
