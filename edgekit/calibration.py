@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from .preprocess import preprocess
 from .quant import BINS_PER_SIDE, Histogram
 
 Inputs = dict[str, np.ndarray]
+
+LOT_BYTES = 8 << 20  # tensors that wait to be counted together
 
 
 def batches(dataset: Dataset, spec: Mapping[str, Any]) -> Iterator[tuple[str, Inputs]]:
@@ -85,6 +90,11 @@ class Statistics:
         return cls(histograms, {engine: part["aliases"] for engine, part in doc["engines"].items()}, doc["clips"])
 
 
+def inference_threads() -> int:
+    """For sessions that `observe` runs: one core counts."""
+    return max(1, (os.cpu_count() or 2) - 1)
+
+
 def observe(
     flow: Mapping[str, Any],
     sessions: Mapping[str, Session],
@@ -104,16 +114,44 @@ def observe(
     """
     histograms = {engine: {name: Histogram() for name in names} for engine, names in wanted.items()}
     clip_id = ""
+    waiting: dict[str, list[dict[str, np.ndarray]]] = {}  # runs of this clip that are not counted yet
+    pending: deque[Future] = deque()
+
+    def count_runs(where: str, engine: str, runs: list[dict[str, np.ndarray]]) -> None:
+        for name, histogram in histograms[engine].items():
+            what = f"{where}: engine `{engine}`, tensor `{name}`"
+            parts = [run[name] for run in runs]
+            # Together: counting a small tensor costs a call more than its values do.
+            together = parts[0] if len(parts) == 1 else np.concatenate([part.reshape(-1) for part in parts])
+            try:
+                histogram.update(together, what)
+            except DataError:
+                for part in parts:  # says where in its own tensor a value is not finite
+                    histogram.update(part, what)
+                raise
+
+    def flush(engine: str) -> None:
+        pending.append(counter.submit(count_runs, f"clip {clip_id}", engine, waiting.pop(engine)))
+        while len(pending) > 1:  # one lot is counted while the next is computed; no more are kept
+            pending.popleft().result()
 
     def tap(engine: str, feeds: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> None:
-        for name, histogram in histograms.get(engine, {}).items():
-            values = feeds[name] if name in feeds else outputs[name]
-            histogram.update(values, f"clip {clip_id}: engine `{engine}`, tensor `{name}`")
+        if engine not in histograms:
+            return
+        runs = waiting.setdefault(engine, [])
+        runs.append({name: feeds[name] if name in feeds else outputs[name] for name in histograms[engine]})
+        if sum(values.nbytes for run in runs for values in run.values()) > LOT_BYTES:
+            flush(engine)
 
     count = 0
-    for clip_id, inputs in clips:  # noqa: B007 - tap names it
-        run_flow(dict(flow), sessions, inputs, tap)
-        count += 1
+    with ThreadPoolExecutor(1) as counter:
+        for clip_id, inputs in clips:  # noqa: B007 - tap names it
+            run_flow(dict(flow), sessions, inputs, tap)
+            for engine in list(waiting):
+                flush(engine)
+            count += 1
+        while pending:
+            pending.popleft().result()
     if not count:
         raise DataError("calibration: no clips", "give `calibrate.data` a split `calibration` with at least one clip")
     return Statistics(histograms, clips=count)

@@ -137,11 +137,11 @@ def _peak_mb() -> float:
 
 def _edgekit(graph: Path, feeds: Sequence[Path]) -> dict[str, float]:
     from edgekit.backends import onnxruntime
-    from edgekit.calibration import observe
+    from edgekit.calibration import inference_threads, observe
 
     names = _tensors(graph)
     example = next(read(feeds[0]))
-    session = onnxruntime.simulate(graph, also=[name for name in names if name not in example])
+    session = onnxruntime.simulate(graph, threads=inference_threads(), also=[name for name in names if name not in example])
     flow = {
         "inputs": {name: {"shape": list(array.shape[1:]), "dtype": "float32"} for name, array in example.items()},
         "steps": [{"engine": "main", "feed": {name: name for name in example}, "give": {}}],

@@ -43,7 +43,7 @@ def _data(recipe: Recipe) -> Source:
 def run(job: Job) -> None:
     from edgekit import graph
     from edgekit.backends import onnxruntime
-    from edgekit.calibration import batches, observe
+    from edgekit.calibration import batches, inference_threads, observe
     from edgekit.float_model import FloatModel
 
     model = FloatModel.open(job.inputs["prune"])
@@ -55,7 +55,7 @@ def run(job: Job) -> None:
         exported = graph.load(path)
         wanted[engine] = graph.worth_observing(exported)
         aliases[engine] = graph.aliases(exported)
-        sessions[engine] = onnxruntime.simulate(path, also=[name for name in wanted[engine] if name not in ports])
+        sessions[engine] = onnxruntime.simulate(path, threads=inference_threads(), also=[name for name in wanted[engine] if name not in ports])
 
     data = job.files["data"]
     _prove(model, sessions, islice(batches(data, model.preprocess), PROOF_CLIPS), log)
