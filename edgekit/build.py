@@ -24,6 +24,7 @@ from edgekit.formats import read_json
 from edgekit.plan import Draft, make_drafts, make_step, read_ops, require_tools
 from edgekit.progress import note
 from edgekit.recipe import Recipe, load_recipe
+from edgekit.target import Target
 
 DEFAULT_OUT = Path("build")
 
@@ -83,7 +84,7 @@ def run_stages(recipe: Recipe, cache: Cache, only: Container[str] = stages.STAGE
             done[name], did_run = reuse_or_run(draft, done, cache)
             ran += [name] if did_run else []
             if name == "load":
-                targets.check(target, read_ops(done[name]))  # before anything slow
+                _check(target, done[name])  # before anything slow
     except BaseException as error:
         with contextlib.suppress(EdgekitError):  # what went wrong first is what is told
             _remember(recipe, done, cache)
@@ -92,6 +93,22 @@ def run_stages(recipe: Recipe, cache: Cache, only: Container[str] = stages.STAGE
         raise
     _remember(recipe, done, cache)
     return done, ran
+
+
+def _check(target: Target, load: Entry) -> None:
+    """Refuse a model that the target cannot run, naming the modules that hold what it does not take.
+
+    Raises:
+        TargetError: names every op, up to eight, and the first module of each.
+    """
+    ops = read_ops(load)
+    places = None
+    if targets.problems(target, ops):
+        from edgekit.float_model import FloatModel  # exports the engines once more: slow, and only on the way to an error
+
+        with contextlib.suppress(EdgekitError):  # the refusal is what is told, with the modules if they can be had
+            places = FloatModel.open(load.out).places()
+    targets.check(target, ops, places)
 
 
 def _remember(recipe: Recipe, done: dict[str, Entry], cache: Cache) -> None:

@@ -92,6 +92,10 @@ def show_matrices(console: Console, matrices: list[dict[str, Any]]) -> None:
     """Targets against metrics, and how every two agree on the primary output."""
     for matrix in matrices:
         lead = matrix["lead"]
+        names = [row["name"] for row in matrix["rows"]]
+        words = [name.split("_") for name in names]
+        shared = next((i for i, same in enumerate(zip(*words, strict=False)) if len(set(same)) > 1), 0)
+        common = "".join(f"{word}_" for word in words[0][:shared])
         table = Table(box=None, pad_edge=False, title=f"{matrix['n']} held-out clips", title_justify="left", title_style="dim")
         table.add_column("")
         for column in (lead, "INT8 cost, 95 %", "INT8 MACs", "engines", "of float", "ms here", "verdict"):
@@ -101,15 +105,15 @@ def show_matrices(console: Console, matrices: list[dict[str, Any]]) -> None:
             share = "" if not row["float_bytes"] else f"{row['engine_bytes'] / row['float_bytes']:.0%}"
             latency = row["latency_note"] if row["latency_ms"] is None else f"{row['latency_ms']:.1f}"
             macs = f"{row['coverage']['int8_macs']:.1%} {row['coverage']['grade']}"
-            table.add_row(escape(row["name"]), number(row["metrics"][lead]), interval(row["int8_cost"][lead]), macs, megabytes(row["engine_bytes"]), share, latency, f"[{VERDICTS.get(row['verdict'], 'default')}]{row['verdict']}[/]")
+            table.add_row(escape(row["name"].removeprefix(common)), number(row["metrics"][lead]), interval(row["int8_cost"][lead]), macs, megabytes(row["engine_bytes"]), share, latency, f"[{VERDICTS.get(row['verdict'], 'default')}]{row['verdict']}[/]")
         console.print(table)
         agreement = matrix["agreement"][matrix["primary"]]
         pairs = Table(box=None, pad_edge=False, title=f"agreement on {escape(matrix['primary'])}, SQNR in dB, the row as reference", title_justify="left", title_style="dim")
         pairs.add_column("")
         for name in agreement["names"]:
-            pairs.add_column(escape(name), justify="right", overflow="fold")
+            pairs.add_column(escape(name.removeprefix(common)), justify="right", overflow="fold")
         for name, line, worst in zip(agreement["names"], agreement["sqnr_db"], agreement["max_abs"], strict=True):
-            pairs.add_row(escape(name), *("" if m is None else "equal" if m == 0 else "-" if db is None else f"{db:.1f}" for db, m in zip(line, worst, strict=True)))
+            pairs.add_row(escape(name.removeprefix(common)), *("" if m is None else "equal" if m == 0 else "-" if db is None else f"{db:.1f}" for db, m in zip(line, worst, strict=True)))
         console.print(pairs)
 
 

@@ -94,6 +94,20 @@ class FloatModel:
         return graph.export_onnx(found, path)
 
 
+    def places(self) -> dict[tuple[str, str], list[str]]:
+        """{(engine, ONNX op): names of the nodes, which are the paths of their modules}."""
+        from . import graph
+
+        found: dict[tuple[str, str], list[str]] = {}
+        with tempfile.TemporaryDirectory() as temporary:
+            for engine in self.ports():
+                path = Path(temporary) / "float.onnx"
+                self.export(engine, path)
+                for node in graph.load(path).graph:
+                    found.setdefault((engine, node.op_type), []).append(node.name)
+        return found
+
+
 class OnnxModel(FloatModel):
     """A float model that came as an ONNX file: `source.onnx` is what the user gave, `float.onnx` our form of it."""
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -173,19 +173,27 @@ def problems(target: Target, ops: dict[str, Any], rewritten: bool = False) -> li
     return sorted(set(found))
 
 
-def check(target: Target, ops: dict[str, Any], rewritten: bool = False) -> None:
+def check(target: Target, ops: dict[str, Any], places: Mapping[tuple[str, str], list[str]] | None = None) -> None:
     """Refuse a model that the target cannot run.
+
+    Args:
+        places: {(engine, op): nodes}, to name the first of each.
 
     Raises:
         TargetError: names every op, up to eight.
     """
-    found = problems(target, ops, rewritten)
+    found = problems(target, ops)
     if not found:
         return
+    homes = {f"`{op}` in engine `{engine}` ": nodes for (engine, op), nodes in (places or {}).items()}
+    for i, problem in enumerate(found):
+        nodes = next((nodes for start, nodes in homes.items() if problem.startswith(start)), [])
+        more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
+        found[i] += f" (`{nodes[0]}`{more})" if nodes else ""
     shown = "; ".join(found[:8]) + (f"; and {len(found) - 8} more" if len(found) > 8 else "")
     raise TargetError(
         f"{target.path}: {target.runtime.name} {target.runtime.version} cannot run this model: {shown}",
-        "change the model or pick another target; what this one takes stands under `ops`",
+        "change these modules or pick another target; what this one takes stands under `ops`",
     )
 
 
