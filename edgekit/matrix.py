@@ -145,37 +145,47 @@ def write(matrices: list[Row], folder: Path) -> None:
 
 def render(matrices: list[Row]) -> str:
     """One self-contained page."""
-    targets = sum(len(m["rows"]) for m in matrices)
-    header = f'<h1>Parity matrix<small> {targets} targets from one float model each</small></h1><p class="note">Every artifact ran over the same held-out clips. Where it says host-simulated, ONNX Runtime computed the target’s numbers.</p>'
+    targets = ", ".join(f"{len(m['rows'])} targets from one float model" for m in matrices)
+    header = f'<h1>Parity matrix<small> {targets}</small></h1><p class="note">Every artifact ran over the same held-out clips. Where it says host-simulated, ONNX Runtime computed the target’s numbers.</p>'
     sections = []
     for i, m in enumerate(matrices):
         more = f" ({i + 1})" if len(matrices) > 1 else ""
         sections.append((f"targets-{i}", f"Targets{more}", _targets_table(m)))
-        sections += [(f"agreement-{i}-{k}", f"Agreement on {output}{more}", _heat(output, pair)) for k, (output, pair) in enumerate(m["agreement"].items())]
+        outputs = sorted(m["agreement"], key=lambda output: output != m["primary"])
+        sections += [(f"agreement-{i}-{k}", f"Agreement on {output}{more}", _heat(output, m["agreement"][output])) for k, output in enumerate(outputs)]
+        sections.append((f"metrics-{i}", f"Every metric{more}", _metrics_table(m)))
     return document("Parity matrix", header, sections, footer="Numbers for machines are in <code>report.json</code>.")
 
 
 def _targets_table(m: Row) -> str:
-    metrics = [m["lead"], *(name for name in m["rows"][0]["metrics"] if name != m["lead"])]
-    head = ["", *(m["metric_info"].get(name, {}).get("title", name) for name in metrics), f"INT8 cost in {m['lead']}", "INT8 MACs", "Engines", "of float", "Latency", "Verdict"]
-    rows = [[esc(title), *(_number(m["metrics"][row][name]) for name in metrics), "", "", "", "", "", ""] for row, title in (("float", "float, original"), ("pruned", "float, pruned"))]
+    lead = m["lead"]
+    title = m["metric_info"].get(lead, {}).get("title", lead)
+    head = ["", title, "INT8 cost", "INT8 MACs", "Engines", "of float", "Latency here", "Verdict"]
+    rows = [[esc(name), _number(m["metrics"][row][lead]), "", "", "", "", "", ""] for row, name in (("float", "float, original"), ("pruned", "float, pruned"))]
     for row in m["rows"]:
-        cost = row["int8_cost"][m["lead"]]
-        share = "" if not row["float_bytes"] else f"{row['engine_bytes'] / row['float_bytes']:.0%}"
+        cost = row["int8_cost"][lead]
         rows.append(
             [
-                f"{esc(row['name'])} <small>{esc(row['runtime']['name'])} {esc(row['runtime']['version'])}, {esc(row['measured_on'])}</small>",
-                *(_number(row["metrics"][name]) for name in metrics),
+                f"{esc(row['name'])}<br><small>{esc(row['runtime']['name'])} {esc(row['runtime']['version'])}, {esc(row['measured_on'])}</small>",
+                _number(row["metrics"][lead]),
                 f"{_number(cost['value'], '+')}<span class=\"ci\">{_number(cost['low'], '+')} to {_number(cost['high'], '+')}</span>",
-                f"{row['coverage']['int8_macs']:.1%} <small>{esc(row['coverage']['grade'])}</small>",
+                f"{row['coverage']['int8_macs']:.1%}<span class=\"ci\">{esc(row['coverage']['grade'])}</span>",
                 f"{row['engine_bytes'] / 1e6:.2f} MB",
-                share,
+                "" if not row["float_bytes"] else f"{row['engine_bytes'] / row['float_bytes']:.0%}",
                 NOT_MEASURED if row["latency_ms"] is None else f"{row['latency_ms']:.1f} ms",
                 f'<span class="chip {esc(row["verdict"])}">{esc(row["verdict"])}</span>',
             ]
         )
     note = '<p class="note">Latency is one whole window on the machine that built, not on the device.</p>'
     return table(f"{m['n']} held-out clips", head, rows, numeric=range(1, len(head) - 1)) + note
+
+
+def _metrics_table(m: Row) -> str:
+    names = [m["lead"], *(name for name in m["rows"][0]["metrics"] if name != m["lead"])]
+    rows = [[esc(title), *(_number(m["metrics"][row][name]) for name in names)] for row, title in (("float", "float, original"), ("pruned", "float, pruned"))]
+    rows += [[esc(row["name"]), *(_number(row["metrics"][name]) for name in names)] for row in m["rows"]]
+    head = ["", *(m["metric_info"].get(name, {}).get("title", name) for name in names)]
+    return table(f"Output {m['primary']}, {m['n']} held-out clips", head, rows, numeric=range(1, len(head)))
 
 
 def _heat(output: str, pair: Row) -> str:

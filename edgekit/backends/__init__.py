@@ -9,6 +9,7 @@ A backend is a module, cheap to import, with
     open(folder, target, threads=None) -> session   of out/engines/<name>/, if EXECUTES
     coverage(folder, engine, target) -> {node: precision} or None   read out of what was built; None: cannot be read
     install_hint(missing) -> str                optional: the command that installs what versions() lacks
+    simulates(target) -> bool                   optional, with EXECUTES: what runs here computes the artifact's integers, but is not the artifact
     placement(folder, engine, target) -> {node: unit}   optional: which unit of the device runs a layer, such as npu or cpu
     open_deployed(folder, target, threads=None) optional: as the device runs it, where that is not the parity session
 

@@ -68,7 +68,7 @@ def run(job: Job) -> None:
         **measured,
         "name": spec["name"],
         "target": spec["target"],
-        "verdict": verdict_of(gates, spec["target"]["build_on"]),
+        "verdict": verdict_of(gates, measured["measured_on"]),
         "gates": gates,
         "provenance": {
             "checkpoint": provenance.get("checkpoint_sha256", NOT_STATED),
@@ -162,12 +162,12 @@ def _measured(name: str, kind: str, report: Mapping[str, Any]) -> tuple[float | 
     return tuple(None if x is None else 0.0 - x for x in (value, high, low))  # 0.0 - x: no minus zero
 
 
-def verdict_of(gates: list[Row], build_on: str) -> str:
-    """`fail | inconclusive | pending-device | pass`, the worst gate first."""
+def verdict_of(gates: list[Row], measured_on: str) -> str:
+    """`fail | inconclusive | pending-device | pass`, the worst gate first; what was only simulated is pending."""
     for verdict in ("fail", "inconclusive"):
         if any(gate["verdict"] == verdict for gate in gates):
             return verdict
-    return "pending-device" if build_on == "device" else "pass"
+    return "pending-device" if measured_on == "host-simulated" else "pass"
 
 
 # contents

@@ -71,12 +71,12 @@ def test_a_gate_on_what_was_not_measured_is_refused():
         package.judge({"corr": {"max_decrease": 0.1}}, report(0, 0, 0))
 
 
-@pytest.mark.parametrize("verdicts, build_on, want", [
-    ([], "host", "pass"), (["pass"], "device", "pending-device"), (["pass", "inconclusive"], "device", "inconclusive"),
+@pytest.mark.parametrize("verdicts, measured_on, want", [
+    ([], "host", "pass"), (["pass"], "host-simulated", "pending-device"), (["pass", "inconclusive"], "host-simulated", "inconclusive"),
     (["inconclusive", "fail"], "host", "fail"),
 ])  # fmt: skip
-def test_the_worst_gate_decides(verdicts, build_on, want):
-    assert package.verdict_of([{"verdict": v} for v in verdicts], build_on) == want
+def test_the_worst_gate_decides(verdicts, measured_on, want):
+    assert package.verdict_of([{"verdict": v} for v in verdicts], measured_on) == want
 
 
 SPEC = {
@@ -142,8 +142,11 @@ def test_the_report_gains_gates_and_verdict_and_keeps_every_number(inputs, tmp_p
     assert "Pending device" in (bundle / "report.html").read_text()
 
 
-def test_a_host_target_without_device_step_passes(inputs, tmp_path):
-    bundle = run(tmp_path, inputs, target={**SPEC["target"], "build_on": "host"})
+def test_what_ran_here_passes_without_a_device(inputs, tmp_path):
+    measured = json.loads((inputs["verify"] / "report.json").read_text())
+    (tmp_path / "verify").mkdir()
+    (tmp_path / "verify/report.json").write_text(json.dumps({**measured, "measured_on": "host"}))
+    bundle = run(tmp_path, {**inputs, "verify": tmp_path / "verify"}, target={**SPEC["target"], "build_on": "host"})
     assert json.loads((bundle / "report.json").read_text())["verdict"] == "pass"
 
 

@@ -67,6 +67,11 @@ def problems(target: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def simulates(target: Mapping[str, Any]) -> bool:
+    """An NPU's commands do not run here: the file that they were compiled from does."""
+    return target["runtime"]["name"] == "Vela"
+
+
 def compile(kit: Kit, out: Path) -> None:
     """Write engines/<name>/model.tflite, ops.json (where each ONNX node went) and build.json; every file is loaded and run once."""
     from edgekit.backends.tflite import session
