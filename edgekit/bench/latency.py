@@ -7,6 +7,7 @@ trained checkpoint; accuracy is never taken here.
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import tempfile
 import time
@@ -111,7 +112,9 @@ def _chains(backend: Any, target: Row, dirs: Mapping[str, Path], work: Path, thr
             chains[f"{kind}, {size}", "fp32", size] = _open(backend.open, work / f"{size}-{kind}", names, target, threads)
     if kind == "tflite":
         chains["tflite, pruned", "fp32", "pruned"] = _open(backend.open, dirs["export"] / "float", names, target, threads)
-    if kind == "openvino":
+    if kind == "openvino" and importlib.util.find_spec("nncf") is None:
+        note("nncf is not installed, its rows are left out: pip install 'edgekit[bench]'")
+    elif kind == "openvino":
         for size in ("unpruned", "pruned"):
             chains[f"nncf.quantize, {size}", "int8", size] = {name: _nncf(onnx[size, name], threads) for name in names}
     chains["edgekit, pruned", "int8", "pruned"] = _open(backend.open, dirs["export"], names, target, threads)
