@@ -207,3 +207,13 @@ def test_an_unmeasured_parity_lets_no_answer_pass(project):
 def test_what_is_no_bundle_cannot_be_verified(project):
     with pytest.raises(IntegrityError, match="no bundle"):
         golden.verify("car.yaml")
+
+
+def test_tables_of_two_targets_are_no_change_and_one_that_changed_is():
+    from edgekit.parity.release import _without_tables
+
+    def manifest(name, table):
+        return {"target": {"name": name, "spec": {"ops": table}}}
+
+    assert all("spec" not in found["target"] for found in _without_tables(manifest("pi", {"Add": 1}), manifest("orin", {})))
+    assert all("spec" in found["target"] for found in _without_tables(manifest("pi", {"Add": 1}), manifest("pi", {})))
