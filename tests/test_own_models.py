@@ -109,6 +109,16 @@ def test_a_plain_module_beside_the_recipe_goes_all_the_way(project):
     assert not list(project.root.glob("__pycache__")), "nothing is written beside the user's code"
 
 
+@pytest.mark.parametrize("target", ["onnxruntime_x86", "x86_openvino", "raspberry_pi5"])
+def test_a_plain_module_goes_to_every_runtime_that_is_here(project, target):
+    try:
+        done = edgekit.build("car.yaml", [f"target={target}"])
+    except ToolMissing as error:
+        pytest.skip(str(error))
+    assert done.report["verdict"] == "pass" and done.report["measured_on"] == "host"
+    assert done.report["coverage"]["grade"] == "measured" and done.report["coverage"]["int8_macs"] > 0.9
+
+
 def test_an_edit_of_the_module_builds_everything_again(project):
     edgekit.build("car.yaml")
     (project.root / "net.py").write_text(FOREIGN.replace("torch.tanh(", "torch.sigmoid("))
