@@ -11,7 +11,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit import backends, plugins, tools
+from edgekit import backends, document, plugins, tools
 from edgekit.target import load_target
 
 NEEDED_BYTES = 5 * 10**9  # environment 2 GB, cache and generated clips of the demo 1 GB, and room
@@ -40,7 +40,8 @@ def examine(cache_root: Path) -> list[Finding]:
         findings.append(_package(extra, requirement))
     findings += [_tool(name) for name in tools.TOOLS]
     findings += [Finding(f"{p.kind} {p.name}", p.version, f"{p.distribution} ({p.module})", True, False) for p in plugins.third_party()]
-    findings += [_target(path.stem) for path in sorted(_targets_folder().glob("*.yaml"))]
+    shipped = document.shipped("targets")
+    findings += [_target(path) for path in sorted(shipped.glob("*.yaml"))] if shipped else []
     findings.append(_disk(cache_root))
     return findings
 
@@ -99,19 +100,14 @@ def _tool(name: str) -> Finding:
     return Finding(name, version or "-", f"{tool.wanted} ({tool.purpose})", ok, False, "" if ok else tools.install_hint(name))
 
 
-def _targets_folder() -> Path:
-    checkout = Path(__file__).parent.parent / "targets"
-    return checkout if checkout.is_dir() else Path(__file__).parent / "_data" / "targets"
-
-
-def _target(name: str) -> Finding:
+def _target(path: Path) -> Finding:
     """Whether a shipped target can be built here, and what is missing if not."""
-    target = load_target(name, _targets_folder())
+    target = load_target(path.stem, path.parent)
     backend, spec = backends.get(target.backend), target.spec()
     missing = [tool for tool, version in backend.versions(spec).items() if version is None]
     hint = backend.install_hint(missing) if missing and hasattr(backend, "install_hint") else ""
     found = f"without {', '.join(missing)}" if missing else "can be built"
-    return Finding(f"target {name}", found, f"{target.runtime.name} {target.runtime.version}", not missing, False, hint)
+    return Finding(f"target {target.name}", found, f"{target.runtime.name} {target.runtime.version}", not missing, False, hint)
 
 
 def _satisfies(version: str, wanted: str) -> bool:

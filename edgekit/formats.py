@@ -43,6 +43,11 @@ class Engine:
     states: tuple[State, ...] = field(default=())
 
 
+def engines_of(flow: Mapping[str, Any]) -> list[str]:
+    """Every engine of a flow.json once, in the order in which they first run."""
+    return list(dict.fromkeys(step["engine"] for step in flow["steps"]))
+
+
 def read_json(path: Path) -> Any:
     """The JSON document at `path`.
 

@@ -8,9 +8,9 @@ interleaved. Where it cannot run, the matrix says *not measured*.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from edgekit import backends
 from edgekit.build import Result
 from edgekit.compare import difference
 from edgekit.flow import run_flow
-from edgekit.formats import read_json, write_json
+from edgekit.formats import engines_of, read_json, write_json
 from edgekit.page import document, esc, table
-from edgekit.progress import track
+from edgekit.timing import interleaved
 
 FLOAT = "float"
 RUNS = 5
@@ -109,7 +109,7 @@ def _latencies(group: list[_Built]) -> dict[str, float]:
     """{name: median ms of one whole window}, of those whose engines run here, run in turn so that noise hits all alike."""
     from safetensors.numpy import load_file
 
-    chains, inputs = {}, {}
+    calls = {}
     for built in group:
         target = read_json(built.stages["export"] / "target.json")
         backend = backends.get(target["backend"])
@@ -117,20 +117,12 @@ def _latencies(group: list[_Built]) -> dict[str, float]:
             continue
         flow = read_json(built.stages["export"] / "flow.json")
         open_engine = getattr(backend, "open_deployed", backend.open)
-        engines = dict.fromkeys(step["engine"] for step in flow["steps"])
-        sessions = {engine: open_engine(built.stages["export"] / "engines" / engine, target) for engine in engines}
+        sessions = {engine: open_engine(built.stages["export"] / "engines" / engine, target) for engine in engines_of(flow)}
         golden = load_file(built.stages["reference"] / "golden.safetensors")
         clip = read_json(built.stages["reference"] / "reference.json")["golden"][0]["id"]
-        inputs[built.name] = {name: golden[f"{clip}/input/{name}"] for name in flow["inputs"]}
-        chains[built.name] = (flow, sessions)
-        run_flow(flow, sessions, inputs[built.name])  # first runs allocate
-    seconds: dict[str, list[float]] = {name: [] for name in chains}
-    for _ in track(range(RUNS), "latency here"):
-        for name, (flow, sessions) in chains.items():
-            start = time.perf_counter()
-            run_flow(flow, sessions, inputs[name])
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+        inputs = {name: golden[f"{clip}/input/{name}"] for name in flow["inputs"]}
+        calls[built.name] = partial(run_flow, flow, sessions, inputs)
+    return {name: 1e3 * statistics.median(seconds) for name, seconds in interleaved(calls, RUNS, "latency here").items()}
 
 
 def write(matrices: list[Row], folder: Path) -> None:

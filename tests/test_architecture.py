@@ -28,7 +28,7 @@ LAYERS = (
     ("datasets",),
     ("qdq",),
     ("rewrites", "qdq_loop"),
-    ("graph", "flow", "compare", "metrics", "losses", "report", "slices"),
+    ("graph", "flow", "compare", "metrics", "losses", "report", "timing", "slices"),
     ("quant",),
     ("formats",),
     ("recipe", "target", "cache", "bundle", "tools"),

@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from edgekit.errors import TargetError
 from edgekit.float_model import FloatModel, torch_session
 from edgekit.flow import run_flow
 from edgekit.formats import read_json
-from edgekit.graph import export_onnx
-from edgekit.progress import note, track
+from edgekit.progress import note
 from edgekit.recipe import Recipe
 from edgekit.target import load_target
+from edgekit.timing import interleaved
 
 STAGES = ("load", "prune", "calibrate", "quantize", "export")
 NNCF_SAMPLES = 32
@@ -58,8 +58,9 @@ def run(recipe: Recipe, threads: int = 2, runs: int = 5) -> list[Row]:
         macs = {name: FloatModel.open(dirs[stage]).meta["macs"] for name, stage in (("unpruned", "load"), ("pruned", "prune"))}
         rng = np.random.default_rng(0)
         inputs = {name: rng.standard_normal(want["shape"]).astype(np.float32) for name, want in flow["inputs"].items()}
-        micros = measure({name: _window(flow, chain, inputs) for (name, _, _), chain in chains.items()}, runs)
+        seconds = interleaved({name: partial(run_flow, flow, chain, inputs) for (name, _, _), chain in chains.items()}, runs)
         peaks = probe(threads)
+    micros = {name: [1e6 * s for s in values] for name, values in seconds.items()}
     first = statistics.median(next(iter(micros.values())))
     rows = []
     for (name, precision, size), _ in chains.items():
@@ -69,23 +70,6 @@ def run(recipe: Recipe, threads: int = 2, runs: int = 5) -> list[Row]:
     return rows
 
 
-def measure(calls: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
-    """{name: microseconds of each run}; the calls take turns, so that a busy moment hits all of them."""
-    for call in calls.values():
-        call()  # the first run allocates
-    micros: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in track(range(runs), "measuring"):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            micros[name].append((time.perf_counter() - start) * 1e6)
-    return micros
-
-
-def _window(flow: dict[str, Any], chain: Chain, inputs: Mapping[str, np.ndarray]) -> Callable[[], Any]:
-    return lambda: run_flow(flow, chain, inputs)
-
-
 def _chains(backend: Any, target: Row, dirs: Mapping[str, Path], work: Path, threads: int) -> dict[tuple[str, str, str], Chain]:
     """{(name, precision, unpruned or pruned): sessions}, what is measured against each other."""
     import torch
@@ -93,14 +77,13 @@ def _chains(backend: Any, target: Row, dirs: Mapping[str, Path], work: Path, thr
     from edgekit.backends import onnxruntime
 
     torch.set_num_threads(threads)
-    original, pruned = FloatModel.open(dirs["load"]), FloatModel.open(dirs["prune"])
+    original = FloatModel.open(dirs["load"])
     kind = target["backend"]
     names = [engine.name for engine in original.engines()]
-    onnx = {}
-    for size, model in (("unpruned", original), ("pruned", pruned)):
-        for engine in model.engines():
-            path = onnx[size, engine.name] = work / size / f"{engine.name}.onnx"
-            export_onnx(engine, path)
+    onnx = {("pruned", name): dirs["calibrate"] / "engines" / name / "float.onnx" for name in names}
+    for name in names:
+        onnx["unpruned", name] = work / "unpruned" / f"{name}.onnx"
+        original.export(name, onnx["unpruned", name])
     chains: dict[tuple[str, str, str], Chain] = {
         ("torch eager, unpruned", "fp32", "unpruned"): {engine.name: torch_session(engine) for engine in original.engines()},
         ("onnxruntime, unpruned", "fp32", "unpruned"): {name: onnxruntime.simulate(onnx["unpruned", name], threads) for name in names},
@@ -163,8 +146,7 @@ def probe(threads: int, size: int = 1024, runs: int = 20) -> dict[str, float]:
     from edgekit.backends.openvino import configuration, runtime, versions
 
     if versions({})["openvino"] is None:
-        micros = measure({"fp32": lambda: a @ b}, runs)
-        return {"fp32": size**3 / (min(micros["fp32"]) * 1e-6)}
+        return {"fp32": size**3 / min(interleaved({"fp32": lambda: a @ b}, runs)["fp32"])}
     ov = runtime()
     from openvino import opset13 as ops
 
@@ -178,8 +160,8 @@ def probe(threads: int, size: int = 1024, runs: int = 20) -> dict[str, float]:
         left, right = (rounded(x, -4.0, 4.0, 256), rounded(ops.constant(b), -5.0, 5.0, 255)) if precision == "int8" else (x, ops.constant(b))
         model = ov.Model([ops.matmul(left, right, False, False)], [x])
         requests[precision] = ov.Core().compile_model(model, "CPU", configuration("f32", threads)).create_infer_request()
-    micros = measure({precision: lambda request=request: request.infer([a]) for precision, request in requests.items()}, runs)
-    return {precision: size**3 / (min(times) * 1e-6) for precision, times in micros.items()}
+    seconds = interleaved({precision: partial(request.infer, [a]) for precision, request in requests.items()}, runs)
+    return {precision: size**3 / min(times) for precision, times in seconds.items()}
 
 
 def random_checkpoint(model: str, config: str, folder: Path) -> Path:

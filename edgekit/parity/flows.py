@@ -17,7 +17,7 @@ from edgekit.bundle import Bundle, open_bundle
 from edgekit.cache import Cache
 from edgekit.errors import IntegrityError, TargetError, ToolMissing, UsageError
 from edgekit.flow import run_flow, runs_per_window
-from edgekit.formats import State, read_json
+from edgekit.formats import State, engines_of, read_json
 from edgekit.parity.graphs import load_onnx
 from edgekit.parity.runners import DEFAULTS, Arrays, Options, Port, Side, recipe_word, refuse_words, require_feeds
 
@@ -70,7 +70,7 @@ class FlowSide(Side):
         return {**outputs, **{name: np.concatenate(values) for name, values in seen.items()}}
 
     def taps(self) -> tuple[str, ...]:
-        order = dict.fromkeys(step["engine"] for step in self.flow["steps"])
+        order = engines_of(self.flow)
         return tuple(f"{name}/{port}" for name in order for port in self.ports[name].outputs)
 
     def facts(self) -> dict[str, Any]:
@@ -272,7 +272,7 @@ class BundleSide(FlowSide):
         if not self.is_simulated:
             require_backend(backend, spec)
         flow, io = read_json(bundle.path / "flow.json"), read_json(bundle.path / "io.json")
-        names = list(dict.fromkeys(step["engine"] for step in flow["steps"]))
+        names = engines_of(flow)
         sessions: dict[str, Session] = {}
         for name in names:
             folder = bundle.path / "engines" / name

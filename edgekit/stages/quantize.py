@@ -36,8 +36,6 @@ SEMANTICS = 4  # 4: symmetric products. 3: tensors in fixed scales are not liste
 TOOLS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
 
 PROOF_CLIPS = 2
-# Of the largest output: float32 keeps 1e-7, and a deep net's sums in another order lose about 100 times that.
-PROOF_TOLERANCE = 1e-4
 
 
 def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Source]]:
@@ -168,7 +166,7 @@ def _rewrite(job: Job, name: str, path: Path, feeds: list[dict]) -> tuple[_Engin
         after = [rewritten(fed) for fed in feeds]
         step.unlink()
         max_abs, largest = _difference(before, after)
-        if not max_abs <= PROOF_TOLERANCE * max(largest, 1e-3):  # NaN fails
+        if not max_abs <= graph.PROOF_TOLERANCE * max(largest, 1e-3):  # NaN fails
             raise EdgekitError(
                 f"engine `{name}`: rewrite `{rewrite}` changes the outputs by {max_abs:.3g} (max_abs), the largest is {largest:.3g}",
                 "this is a bug of the rewrite; leave it out of the target's `rewrites` and report it",

@@ -22,7 +22,7 @@ from edgekit import backends
 from edgekit.artifact import Source
 from edgekit.datasets import Dataset, metrics_of, open_dataset
 from edgekit.errors import DataError, TargetError
-from edgekit.formats import read_json, write_json
+from edgekit.formats import engines_of, read_json, write_json
 from edgekit.progress import track
 from edgekit.slices import bins
 from edgekit.stages import Job
@@ -73,8 +73,8 @@ def run(job: Job) -> None:
     if list(data.ids) != reference["ids"]:
         raise DataError(f"{data.source}: other clips than the float reference ran on", "run the build again")
 
-    self_check = _self_check(job, flow, golden, reference["golden"])
     artifact = _artifact(job, flow)
+    self_check = _self_check(job, flow, artifact, golden, reference["golden"])
     got = _run_artifact(job, flow, data, artifact, "artifact")
     parity = _parity(flow, want, got, data.ids)
     artifact_golden, engines, layers = _look_inside(job, flow, artifact, golden, reference["golden"])
@@ -134,9 +134,9 @@ def _artifact(job: Job, flow: dict[str, Any], folder: str = "engines", deployed:
 
     backend = _backend(job)
     if not backend.EXECUTES:
-        return {engine: onnxruntime.simulate(_graph(job, engine, "qdq")) for engine in _engines(flow)}
+        return {engine: onnxruntime.simulate(_graph(job, engine, "qdq")) for engine in engines_of(flow)}
     open_engine = backend.open_deployed if deployed else backend.open
-    return {engine: open_engine(job.inputs["export"] / folder / engine, job.spec["target"]) for engine in _engines(flow)}
+    return {engine: open_engine(job.inputs["export"] / folder / engine, job.spec["target"]) for engine in engines_of(flow)}
 
 
 def _run_artifact(job: Job, flow: dict[str, Any], data: Dataset, sessions: dict[str, Any], what: str) -> dict[str, np.ndarray]:
@@ -169,7 +169,7 @@ def _deployed(job: Job, flow: dict[str, Any], data: Dataset, want: dict[str, np.
     }
 
 
-def _self_check(job: Job, flow: dict[str, Any], golden: dict[str, np.ndarray], clips: list[dict[str, Any]]) -> Row | None:
+def _self_check(job: Job, flow: dict[str, Any], artifact: dict[str, Any], golden: dict[str, np.ndarray], clips: list[dict[str, Any]]) -> Row | None:
     """Every engine's float form against the float graph and INT8 form against the Q/DQ graph, on the golden clips.
 
     An INT8 kernel may round its sums in another order, so it may be off by less than INT8 itself
@@ -191,8 +191,8 @@ def _self_check(job: Job, flow: dict[str, Any], golden: dict[str, np.ndarray], c
     if not _backend(job).EXECUTES:
         return None
     target = job.spec["target"]
-    references = {kind: {engine: onnxruntime.simulate(_graph(job, engine, kind)) for engine in _engines(flow)} for kind in ("float", "qdq")}
-    built = {"float": _artifact(job, flow, "float/engines"), "qdq": _artifact(job, flow)}
+    references = {kind: {engine: onnxruntime.simulate(_graph(job, engine, kind)) for engine in engines_of(flow)} for kind in ("float", "qdq")}
+    built = {"float": _artifact(job, flow, "float/engines"), "qdq": artifact}
     seen: dict[tuple[str, str], dict[str, list]] = {}
 
     def tap(engine: str, feeds: dict[str, np.ndarray], outputs: Any) -> None:
@@ -247,9 +247,9 @@ def _look_inside(
     from edgekit.compare import difference
     from edgekit.flow import run_flow
 
-    layers = {engine: _layers_in_both(_graph(job, engine, "float"), _graph(job, engine, "qdq")) for engine in _engines(flow)}
+    layers = {engine: _layers_in_both(_graph(job, engine, "float"), _graph(job, engine, "qdq")) for engine in engines_of(flow)}
     sessions = {
-        kind: {engine: onnxruntime.simulate(_graph(job, engine, kind), also=layers[engine]) for engine in _engines(flow)} for kind in ("float", "qdq")
+        kind: {engine: onnxruntime.simulate(_graph(job, engine, kind), also=layers[engine]) for engine in engines_of(flow)} for kind in ("float", "qdq")
     }
     energy: dict[tuple[str, str], list[float]] = {}  # (engine, tensor) -> [signal, noise, max_abs]
     ends: dict[tuple[str, str], tuple[list, list]] = {}
@@ -435,10 +435,6 @@ def _flashed_bytes(export: Path) -> int:
 
 def _bytes_below(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _engines(flow: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(step["engine"] for step in flow["steps"]))
 
 
 def _graph(job: Job, engine: str, kind: str) -> Path:
