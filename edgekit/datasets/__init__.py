@@ -43,8 +43,12 @@ class Clip:
         fps: frames per second.
         audio: int16 [samples], mono.
         sample_rate_hz: of `audio`.
-        labels: e.g. {"o": 0.4, "a": 0.1, "v": 0.6}; finite.
+        labels: e.g. {"o": 0.4, "a": 0.1, "v": 0.6}, {"emotion": 3.0} (the index of a class), or one value
+            for every frame: {"valence": float32 [n], "arousal": float32 [n]}; finite.
         tags: what to slice results by, e.g. {"snr_db": 5.0, "voice": "f2"}.
+        frame_ms: float64 [n], when each frame was taken, in ms from the start of `audio`; never falls.
+            None: frame i is at 1000*i/fps.
+        features: float32 [n, dim] each, one row per frame, made by somebody else's network, e.g. {"vggish": ...}.
     """
 
     id: str
@@ -52,8 +56,10 @@ class Clip:
     fps: float
     audio: np.ndarray
     sample_rate_hz: int
-    labels: dict[str, float]
+    labels: dict[str, float | np.ndarray]
     tags: dict[str, float | str] = field(default_factory=dict)
+    frame_ms: np.ndarray | None = None
+    features: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @runtime_checkable
