@@ -1,12 +1,14 @@
 """Metrics against brute force, one clip at a time in plain Python, and what happens on bad input."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
+import sklearn.metrics as sklearn
 
 from edgekit.errors import DataError
-from edgekit.metrics import METRICS, bootstrap, paired_bootstrap
+from edgekit.metrics import METRICS, agreement, bootstrap, paired_bootstrap, smoothed
 
 
 @pytest.fixture
@@ -54,10 +56,101 @@ BRUTE = {
     "acc2": brute_accuracy([0.0]),
     "acc3": brute_accuracy([-0.1, 0.1]),
     "acc5": brute_accuracy([-0.7, -0.1, 0.1, 0.7]),
+    "mae7": lambda ys, ps: sklearn.mean_absolute_error(ys, ps),
+    "acc2_has0": lambda ys, ps: 100 * sklearn.accuracy_score([y >= 0 for y in ys], [p >= 0 for p in ps]),
+    "acc2_non0": lambda ys, ps: 100 * sklearn.accuracy_score(*signs(ys, ps)),
+    "f1_non0": lambda ys, ps: 100 * sklearn.f1_score(*signs(ys, ps), average="weighted"),
+    "acc7": lambda ys, ps: 100 * sklearn.accuracy_score(*([round(max(-3.0, min(3.0, x))) for x in xs] for xs in (ys, ps))),
 }
 
 
-@pytest.mark.parametrize("name", METRICS)
+def signs(labels, predictions):
+    kept = [(y > 0, p > 0) for y, p in zip(labels, predictions, strict=True) if y != 0]
+    return [y for y, _ in kept], [p for _, p in kept]
+
+
+def brute_concordance(labels, predictions):
+    """Lin's definition from numpy's own moments, of every quantity."""
+    rows = []
+    for d in range(labels.shape[2]):
+        x, y = labels[..., d].ravel(), predictions[..., d].ravel()
+        (sxx, sxy), (_, syy) = np.cov(x, y, bias=True)
+        rows.append(2 * sxy / (sxx + syy + (x.mean() - y.mean()) ** 2))
+    return rows
+
+
+CLASSES = {
+    "wa": lambda ys, chosen: sklearn.accuracy_score(ys, chosen),
+    "ua": lambda ys, chosen: sklearn.balanced_accuracy_score(ys, chosen),
+    "f1_macro": lambda ys, chosen: sklearn.f1_score(ys, chosen, average="macro", labels=np.unique(ys)),
+    "f1_weighted": lambda ys, chosen: sklearn.f1_score(ys, chosen, average="weighted", labels=np.unique(ys)),
+}
+TIMELINE = {
+    "ccc": lambda ys, ps: np.mean(brute_concordance(ys, ps)),
+    "ccc_valence": lambda ys, ps: brute_concordance(ys, ps)[0],
+    "ccc_arousal": lambda ys, ps: brute_concordance(ys, ps)[1],
+    "rmse": lambda ys, ps: np.mean([math.sqrt(((ys[..., d] - ps[..., d]) ** 2).mean()) for d in range(ys.shape[2])]),
+}
+VALUE = [name for name, metric in METRICS.items() if metric.task == "value"]
+
+
+def sample(name, n, rng):
+    """Labels and predictions as the metric's task has them."""
+    task = METRICS[name].task
+    if task == "classes":
+        return rng.integers(0, 5, n).astype(float), rng.normal(0, 1, (n, 5))
+    shape = (n,) if task == "value" else (n, 7, 2)
+    return rng.uniform(-1, 1, shape), rng.uniform(-1, 1, shape)
+
+
+def test_every_metric_is_checked_against_another_definition():
+    assert set(METRICS) == {*BRUTE, *CLASSES, *TIMELINE}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_metric_of_classes_equals_scikit_learns(name, rng):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a class that was chosen and never occurs
+        for n in (2, 3, 17, 200):
+            labels, scores = sample(name, n, rng)
+            assert METRICS[name](labels, scores) == pytest.approx(100 * CLASSES[name](labels, scores.argmax(1)), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", TIMELINE)
+def test_a_metric_over_time_equals_its_definition_from_numpys_moments(name, rng):
+    for n in (2, 30):
+        labels, predictions = sample(name, n, rng)
+        predictions = 0.6 * labels + 0.4 * predictions + 0.2
+        assert METRICS[name](labels, predictions) == pytest.approx(TIMELINE[name](labels, predictions), abs=1e-12)
+
+
+def test_concordance_is_1_for_equal_0_for_constant_and_falls_with_bias_and_scale(rng):
+    labels = rng.uniform(-1, 1, (10, 4, 2))
+    ccc = METRICS["ccc"]
+    assert ccc(labels, labels) == pytest.approx(1)
+    assert ccc(labels, np.full_like(labels, 0.3)) == pytest.approx(0, abs=1e-12)
+    assert ccc(labels, labels + 0.5) < 0.9 and ccc(labels, 0.5 * labels) < 0.9 and ccc(labels, -labels) < 0
+
+
+def test_a_class_out_of_range_is_refused_by_its_place():
+    with pytest.raises(DataError, match="label 1 is 3, not the index of one of 3 classes"):
+        METRICS["ua"]([0, 3], np.eye(3)[:2])
+
+
+def test_agreement_counts_equal_choices_and_is_nan_with_nan():
+    a = np.array([[0.1, 0.2], [0.5, 0.4], [1, 0]])
+    assert agreement(a, a + np.array([[0, 0], [0, 0.2], [0, 0]])) == pytest.approx(200 / 3)
+    assert math.isnan(agreement(a, a * math.nan))
+
+
+def test_smoothing_keeps_the_length_and_starts_from_zeros():
+    series = np.ones(100)
+    got = smoothed(series, 20)
+    assert len(got) == 100 and got[50] == pytest.approx(1) and got[0] == pytest.approx(0.5)
+    np.testing.assert_allclose(got, np.convolve(np.pad(series, (10, 9)), np.ones(20) / 20, "valid"))
+
+
+@pytest.mark.parametrize("name", BRUTE)
 def test_a_metric_equals_its_definition_written_out(name, rng):
     for n in (2, 3, 17, 100):
         # Tenths put many values exactly on the cut points, where classes are easy to get wrong.
@@ -70,9 +163,12 @@ def test_a_metric_equals_its_definition_written_out(name, rng):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_scores_many_resamples_at_once_as_one_by_one(name, rng):
-    labels, predictions = rng.uniform(-1, 1, (5, 40)), rng.uniform(-1, 1, (5, 40))
-    at_once = METRICS[name].fn(labels, predictions)
-    np.testing.assert_array_equal(at_once, [METRICS[name].fn(y, p) for y, p in zip(labels, predictions, strict=True)])
+    labels, predictions = sample(name, 40, rng)
+    rows = rng.integers(0, 40, (5, 40))
+    many = bootstrap(METRICS[name], labels, predictions, n=5, seed=2)
+    rows = np.random.default_rng(2).integers(0, 40, (5, 40))
+    one_by_one = [METRICS[name](labels[i], predictions[i]) for i in rows]
+    np.testing.assert_allclose(many, np.percentile(one_by_one, (2.5, 97.5)), atol=1e-12)
 
 
 def test_zero_is_in_the_left_class_and_cut_points_close_their_interval_on_the_right():
@@ -90,24 +186,29 @@ def test_mae_clips_both_sides_to_the_scale():
 def test_units_and_directions_are_stated():
     assert (METRICS["mae"].unit, METRICS["mae"].direction) == ("", "lower")
     assert (METRICS["f1"].unit, METRICS["f1"].direction) == ("points", "higher")
-    assert {m.direction for name, m in METRICS.items() if name != "mae"} == {"higher"}
+    assert {m.direction for name, m in METRICS.items() if name not in ("mae", "mae7", "rmse")} == {"higher"}
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_a_prediction_that_is_not_finite_makes_the_metric_nan(name):
+    labels, predictions = sample(name, 4, np.random.default_rng(0))
     for bad in (math.nan, math.inf):  # inf would clip to 1 and look like a fine prediction
-        assert math.isnan(METRICS[name]([0.5, -0.5], [0.5, bad]))
-        assert math.isnan(paired_bootstrap(METRICS[name], [0.5, -0.5], [0.5, -0.5], [0.5, bad])[2])
+        broken = predictions.copy()
+        broken[(1,) * broken.ndim] = bad
+        assert math.isnan(METRICS[name](labels, broken))
+        assert math.isnan(paired_bootstrap(METRICS[name], labels, predictions, broken)[2])
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_no_clips_other_shapes_and_bad_labels_are_refused(name):
+    labels, predictions = sample(name, 3, np.random.default_rng(0))
     with pytest.raises(DataError, match="no clips"):
-        METRICS[name]([], [])
-    with pytest.raises(DataError, match=r"shape \[2\], predictions \[3\]"):
-        METRICS[name]([0, 1], [0, 1, 2])
+        METRICS[name](labels[:0], predictions[:0])
+    with pytest.raises(DataError, match=r"shape \[2.*\], predictions \[3"):
+        METRICS[name](labels[:2], predictions)
+    labels[1] = math.nan
     with pytest.raises(DataError, match="label 1 is nan"):
-        METRICS[name]([0, math.nan], [0, 1])
+        METRICS[name](labels, predictions)
 
 
 def test_constant_predictions_correlate_with_nothing():
@@ -122,8 +223,8 @@ def test_correlation_with_constant_labels_is_refused():
 
 @pytest.mark.parametrize("name", METRICS)
 def test_the_bootstrap_equals_a_loop_over_resamples(name, rng):
-    labels, a = rng.uniform(-1, 1, 30), rng.uniform(-1, 1, 30)
-    b = a + rng.normal(0, 0.2, 30)
+    labels, a = sample(name, 30, rng)
+    b = a + rng.normal(0, 0.2, a.shape)
     metric = METRICS[name]
     delta, low, high = paired_bootstrap(metric, labels, a, b, n=200, seed=3)
     drawn = np.random.default_rng(3).integers(0, 30, size=(200, 30))
