@@ -42,6 +42,7 @@ import numpy as np
 
 from edgekit.datasets import Clip
 from edgekit.errors import DataError
+from edgekit.resize import resize_bilinear
 
 _VIDEO_CONSTANTS = {
     "color": "RGB",
@@ -121,24 +122,6 @@ def frame_indices(n_frames: int, n_wanted: int) -> np.ndarray:
     index, rest = np.divmod(np.arange(n_wanted, dtype=np.int64) * (n_frames - 1), n_wanted - 1)
     up = (2 * rest > n_wanted - 1) | ((2 * rest == n_wanted - 1) & (index % 2 == 1))
     return index + up
-
-
-def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize [h, w, c] uint8 to float32 [height, width, c]: half-pixel centres, no antialias."""
-    x0, x1, ax = _taps(image.shape[1], width)
-    y0, y1, ay = _taps(image.shape[0], height)
-    left, right = image[:, x0].astype(np.float32), image[:, x1].astype(np.float32)
-    rows = left + (right - left) * ax[None, :, None]
-    top, bottom = rows[y0], rows[y1]
-    return top + (bottom - top) * ay[:, None, None]
-
-
-def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both source positions of every output position, and the float32 weight of the second."""
-    position = np.maximum(0, (2 * np.arange(size_out, dtype=np.int64) + 1) * size_in - size_out)
-    first, rest = np.divmod(position, 2 * size_out)
-    weight = rest.astype(np.float32) / np.float32(2 * size_out)
-    return first, np.minimum(first + 1, size_in - 1), weight
 
 
 def _video(spec: dict[str, Any], clip: Clip) -> np.ndarray:

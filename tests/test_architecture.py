@@ -34,7 +34,7 @@ LAYERS = (
     ("recipe", "target", "cache", "bundle", "tools"),
     ("document",),
     ("artifact",),
-    ("progress", "page", "plugins"),
+    ("progress", "page", "plugins", "resize"),
     ("errors",),
 )
 RANK = {name: -row for row, names in enumerate(LAYERS) for name in names}
