@@ -19,13 +19,14 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
 from edgekit.errors import DataError
 
-CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".webm": "matroska"}  # suffix -> FFmpeg demuxer
+# suffix -> FFmpeg demuxer
+CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".webm": "matroska", ".flv": "flv", ".avi": "avi"}
 SOUND_FILES = (".wav", ".flac")
 PICTURES = {".png": "png_pipe", ".jpg": "jpeg_pipe", ".jpeg": "jpeg_pipe"}  # video of one frame
 VIDEO_SUFFIXES = (".npz", *CONTAINERS, *PICTURES)
@@ -34,34 +35,42 @@ AUDIO_SUFFIXES = (".npz", *CONTAINERS, *SOUND_FILES)
 MAX_FRAME_BYTES = 1 << 30  # decoded frames of one clip
 MAX_SAMPLES = 1 << 26  # values of one clip's sound, all channels; 23 min of 48 kHz mono
 _MIN_RATE_HZ, _MAX_RATE_HZ = 1000, 768_000
+_INSTANT_S = 1e-3  # some containers round time stamps to ms
+_PREROLL_S = 0.5  # sound decoded before a span and thrown away: lossy codecs need the blocks before
 _FULL_SCALE_SLACK = 2.0  # lossy codecs overshoot full scale and are saturated; beyond 6 dB the unit is wrong
 
 
-def read_video(path: Path) -> tuple[np.ndarray, float]:
+def read_video(path: Path, span_s: tuple[float, float] | None = None) -> tuple[np.ndarray, float]:
     """(frames uint8 [n, h, w, 3] RGB, frames per second).
 
+    Args:
+        span_s: take only frames that begin in [start, end), in the file's own time; only of containers.
+
     Raises:
-        DataError: not a video that can be decoded to its end, none in the file, or too large.
+        DataError: not a video that can be decoded to its end, none in the file, too large, or over before the span is.
     """
-    if path.suffix.lower() == ".npz":
+    if path.suffix.lower() == ".npz" and span_s is None:
         return _npz_video(path)
-    if path.suffix.lower() in (*CONTAINERS, *PICTURES):
-        return _container_video(path)
+    if path.suffix.lower() in (*CONTAINERS, *(PICTURES if span_s is None else ())):
+        return _container_video(path, span_s)
     raise DataError(f"{path}: video cannot be read from `{path.suffix}`", f"known: {', '.join(VIDEO_SUFFIXES)}")
 
 
-def read_audio(path: Path, sample_rate_hz: int) -> np.ndarray:
+def read_audio(path: Path, sample_rate_hz: int, span_s: tuple[float, float] | None = None) -> np.ndarray:
     """int16 [samples], mono, resampled to `sample_rate_hz`.
 
+    Args:
+        span_s: take only [start, end), cut before it is resampled; only of containers.
+
     Raises:
-        DataError: not sound that can be decoded to its end, none in the file, NaN, or too large.
+        DataError: not sound that can be decoded to its end, none in the file, NaN, too large, or over before the span is.
     """
     suffix = path.suffix.lower()
-    if suffix == ".npz":
+    if suffix in CONTAINERS:
+        channels, rate_hz = _container_audio(path, span_s)
+    elif suffix == ".npz" and span_s is None:
         channels, rate_hz = _npz_audio(path)
-    elif suffix in CONTAINERS:
-        channels, rate_hz = _container_audio(path)
-    elif suffix in SOUND_FILES:
+    elif suffix in SOUND_FILES and span_s is None:
         channels, rate_hz = _sound_file(path)
     else:
         raise DataError(f"{path}: audio cannot be read from `{path.suffix}`", f"known: {', '.join(AUDIO_SUFFIXES)}")
@@ -82,6 +91,19 @@ def read_audio(path: Path, sample_rate_hz: int) -> np.ndarray:
         common = math.gcd(rate_hz, sample_rate_hz)
         mono = resample_poly(mono, sample_rate_hz // common, rate_hz // common)
     return np.clip(np.rint(mono * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def read_npy(path: Path, max_bytes: int = MAX_FRAME_BYTES) -> np.ndarray:
+    """One array of numbers. Its header is checked before memory is taken, and a pickle is never loaded.
+
+    Raises:
+        DataError: not a .npy, damaged, of Python objects, or larger than `max_bytes`.
+    """
+    try:
+        with _opened(path) as file:
+            return _npy(path, path.name, file, max_bytes)
+    except (ValueError, EOFError) as e:
+        raise DataError(f"{path}: not a .npy that can be read ({e})", "write it with numpy.save") from e
 
 
 # -- .npz: frames, fps, audio, sample_rate_hz ----------------------------------------------------
@@ -126,29 +148,33 @@ def _npz_array(path: Path, name: str, max_bytes: int) -> np.ndarray | None:
             if f"{name}.npy" not in archive.namelist():
                 return None
             with archive.open(f"{name}.npy") as member:
-                version = np.lib.format.read_magic(member)
-                read_header = {
-                    (1, 0): np.lib.format.read_array_header_1_0,
-                    (2, 0): np.lib.format.read_array_header_2_0,
-                }.get(version)
-                if read_header is None:
-                    raise DataError(f"{path}: `{name}` is of .npy version {version}, expected 1.0 or 2.0")
-                shape, is_fortran, dtype = read_header(member)
-                if dtype.hasobject:
-                    raise DataError(f"{path}: `{name}` holds Python objects", "store numbers; pickles are never loaded")
-                n_bytes = math.prod(shape) * dtype.itemsize
-                if n_bytes > max_bytes:
-                    raise _too_large(path, n_bytes, max_bytes)
-                data = member.read(n_bytes + 1)  # +1: reading past the end also checks the CRC
-        if len(data) != n_bytes:
-            raise DataError(f"{path}: `{name}` has {len(data)} bytes, its header says {n_bytes}", "the file is damaged")
-        return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
+                return _npy(path, name, member, max_bytes)
     # What zipfile and numpy raise for damaged bytes; NotImplementedError: an unknown compression,
     # RuntimeError: an encrypted member.
     except (zipfile.BadZipFile, zipfile.zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as e:
         raise DataError(f"{path}: not a .npz that can be read ({e})", "write it with numpy.savez") from e
     except OSError as e:
         raise _unreadable(path, e) from e
+
+
+def _npy(path: Path, name: str, file: IO[bytes], max_bytes: int) -> np.ndarray:
+    version = np.lib.format.read_magic(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        raise DataError(f"{path}: `{name}` is of .npy version {version}, expected 1.0 or 2.0")
+    shape, is_fortran, dtype = read_header(file)
+    if dtype.hasobject:
+        raise DataError(f"{path}: `{name}` holds Python objects", "store numbers; pickles are never loaded")
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if n_bytes > max_bytes:
+        raise _too_large(path, n_bytes, max_bytes)
+    data = file.read(n_bytes + 1)  # +1: in an archive, reading past the end also checks the CRC
+    if len(data) != n_bytes:
+        raise DataError(f"{path}: `{name}` has {len(data)} bytes, its header says {n_bytes}", "the file is damaged")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
 # -- .wav, .flac ---------------------------------------------------------------------------------
@@ -191,10 +217,10 @@ def _refuse_truncated_riff(path: Path, file: BinaryIO) -> None:
     file.seek(0)
 
 
-# -- .mp4, .mkv, .webm ---------------------------------------------------------------------------
+# -- .mp4, .mkv, .webm, .flv, .avi ---------------------------------------------------------------------------
 
 
-def _container_video(path: Path) -> tuple[np.ndarray, float]:
+def _container_video(path: Path, span_s: tuple[float, float] | None = None) -> tuple[np.ndarray, float]:
     with _container(path) as container:
         if not container.streams.video:
             raise DataError(f"{path}: no video stream")
@@ -204,7 +230,15 @@ def _container_video(path: Path) -> tuple[np.ndarray, float]:
         fps = stream.average_rate or stream.guessed_rate
         images: list[np.ndarray] = []
         n_bytes, end_s = 0, 0.0
+        if span_s:
+            _seek(container, stream, span_s[0])
         for frame in container.decode(stream):
+            if span_s:
+                at_s = _time_s(path, frame)
+                if at_s >= span_s[1] - _INSTANT_S:
+                    break
+                if at_s < span_s[0] - _INSTANT_S:
+                    continue
             if frame.is_corrupt:
                 raise DataError(f"{path}: frame {len(images)} is damaged")
             n_bytes += frame.width * frame.height * 3
@@ -220,13 +254,16 @@ def _container_video(path: Path) -> tuple[np.ndarray, float]:
             images.append(image)
             shown_s = float(frame.duration * frame.time_base) if frame.duration else 1 / float(fps or 25)
             end_s = max(end_s, (frame.time or 0.0) + shown_s)
+        if span_s:
+            _refuse_short(path, stream, span_s, end_s)
         if not images:
             raise DataError(f"{path}: video of zero length")
-        _refuse_cut_off(path, container, stream, end_s)
+        if not span_s:
+            _refuse_cut_off(path, container, stream, end_s)
         return np.stack(images), _positive(path, "frame rate", float(fps or 0))
 
 
-def _container_audio(path: Path) -> tuple[np.ndarray, int]:
+def _container_audio(path: Path, span_s: tuple[float, float] | None = None) -> tuple[np.ndarray, int]:
     import av
 
     with _container(path) as container:
@@ -238,8 +275,15 @@ def _container_audio(path: Path) -> tuple[np.ndarray, int]:
         # and the resampling are ours and the same for every container.
         convert = av.AudioResampler(format="dblp", layout=stream.layout, rate=rate_hz)
         pieces: list[np.ndarray] = []
-        n_values, end_s = 0, 0.0
+        n_values, end_s, first_s = 0, 0.0, None
+        if span_s:
+            _seek(container, stream, max(0.0, span_s[0] - _PREROLL_S))
         for frame in container.decode(stream):
+            if span_s:
+                at_s = _time_s(path, frame)
+                if at_s >= span_s[1]:
+                    break
+                first_s = at_s if first_s is None else first_s
             if frame.is_corrupt:
                 raise DataError(f"{path}: audio is damaged at {frame.time or 0:.2f} s")
             if frame.sample_rate != rate_hz or frame.layout.name != stream.layout.name:
@@ -249,11 +293,17 @@ def _container_audio(path: Path) -> tuple[np.ndarray, int]:
                 raise _too_large(path, n_values * 8, MAX_SAMPLES * 8)
             end_s = max(end_s, (frame.time or 0.0) + frame.samples / rate_hz)
             pieces += [piece.to_ndarray() for piece in convert.resample(frame)]
+        if span_s:
+            _refuse_short(path, stream, span_s, end_s)
         if not pieces:
             raise DataError(f"{path}: audio of zero length")
         pieces += [piece.to_ndarray() for piece in convert.resample(None)]
+        samples = np.concatenate(pieces, axis=1)
+        if span_s:
+            begin, end = (max(0, round((at_s - (first_s or 0.0)) * rate_hz)) for at_s in span_s)
+            return samples[:, begin:end], rate_hz
         _refuse_cut_off(path, container, stream, end_s)
-        return np.concatenate(pieces, axis=1), rate_hz
+        return samples, rate_hz
 
 
 @contextmanager
@@ -266,6 +316,25 @@ def _container(path: Path) -> Iterator:
                 yield container
         except av.error.FFmpegError as e:
             raise DataError(f"{path}: not media that can be decoded to its end ({e.strerror})", "the file is damaged") from e
+
+
+def _seek(container, stream, to_s: float) -> None:
+    """To the key frame at or before `to_s`."""
+    if to_s > 0:
+        container.seek(int(to_s / stream.time_base), stream=stream)
+
+
+def _time_s(path: Path, frame) -> float:
+    if frame.time is None:
+        raise DataError(f"{path}: frames without time stamps, so no part can be cut out", "write it again with FFmpeg, or cut it into clips")
+    return frame.time
+
+
+def _refuse_short(path: Path, stream, span_s: tuple[float, float], end_s: float) -> None:
+    """As _refuse_cut_off: a tenth of the span and 0.1 s may be missing, since who wrote the times rounded them."""
+    start_s, until_s = span_s
+    if not end_s >= start_s + 0.9 * (until_s - start_s) - 0.1:
+        raise DataError(f"{path}: {stream.type} has nothing from {max(end_s, start_s):.2f} s on, {start_s:.2f} to {until_s:.2f} s is asked for", "are the times of another file?")
 
 
 def _refuse_cut_off(path: Path, container, stream, end_s: float) -> None:

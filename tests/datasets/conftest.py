@@ -19,7 +19,7 @@ def _write_container(
     rate_hz: int = 44100,
     seconds: float = 0.5,
 ) -> Path:
-    """Upper half red, lower half bluer with every frame; a 440 Hz tone of 0.4 left, silence right."""
+    """Upper half red, lower half bluer with every frame (of 15); a 440 Hz tone of 0.4 left, silence right."""
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
         if video:
@@ -32,7 +32,7 @@ def _write_container(
             for i in range(frames):
                 image = np.zeros((height, width, 3), np.uint8)
                 image[: height // 2] = [220, 30, 30]
-                image[height // 2 :, :, 2] = 16 * i
+                image[height // 2 :, :, 2] = 16 * i % 251
                 container.mux(v.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(v.encode())
         if audio:

@@ -34,6 +34,8 @@ def write_wav(path, samples, rate_hz=16000):
         ("a.mp4", "libx264", "aac", 48000),
         ("a.MKV", "mpeg4", "libopus", 48000),
         ("a.webm", "libvpx-vp9", "libopus", 48000),
+        ("a.flv", "flv", "libmp3lame", 44100),
+        ("a.avi", "mpeg4", "libmp3lame", 48000),
     ],
 )
 def test_a_container_gives_rgb_frames_and_resampled_mono(tmp_path, write_container, name, video, audio, rate_hz):
@@ -246,3 +248,60 @@ def test_a_clip_larger_than_allowed_is_refused_while_decoding(tmp_path, write_co
         media.read_video(path)
     with pytest.raises(DataError, match="cut the clip"):
         media.read_audio(path, 16000)
+
+
+# -- a part of a file, and arrays ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "video"), [("a.mp4", "libx264"), ("a.avi", "mpeg4"), ("a.flv", "flv"), ("a.mkv", "mpeg4")])
+def test_a_span_of_a_video_is_the_same_frames_as_of_the_whole(tmp_path, write_container, name, video):
+    path = write_container(tmp_path / name, frames=60, video=video, audio=None)
+    whole, fps = media.read_video(path)
+    part, same_fps = media.read_video(path, (1.2, 2.0))  # behind the second key frame of codecs that write one every 12
+    assert same_fps == fps == 25 and len(part) == 20
+    np.testing.assert_array_equal(part, whole[30:50])
+    assert len(media.read_video(path, (0.0, 0.5))[0]) in (12, 13)  # 12.5 frames
+
+
+@pytest.mark.parametrize(("name", "audio"), [("a.mp4", "aac"), ("a.avi", "libmp3lame"), ("a.mkv", "libopus")])
+def test_a_span_of_sound_is_the_same_samples_as_of_the_whole(tmp_path, write_container, name, audio):
+    path = write_container(tmp_path / name, audio=audio, rate_hz=48000, seconds=4.0, frames=100)
+    whole, part = media.read_audio(path, 48000), media.read_audio(path, 48000, (2.0, 3.0))
+    assert len(part) == 48000
+    # An MP3's or AAC's start may be counted with or without the encoder's delay, so find it: at most 60 ms.
+    delay = min(range(-2900, 2900), key=lambda k: abs(whole[96000 + k : 96000 + k + 4800].astype(int) - part[:4800]).sum())
+    np.testing.assert_allclose(part, whole[96000 + delay :][:48000], atol=40)  # 40 of 32768: decoders start cold
+
+
+@pytest.mark.parametrize("read", [media.read_video, lambda path, span: media.read_audio(path, 16000, span)])
+def test_a_span_behind_the_end_is_refused(tmp_path, write_container, read):
+    path = write_container(tmp_path / "a.mp4", frames=25, seconds=1.0)
+    assert len(read(path, (0.5, 1.05))) > 0  # times are rounded by those who write them
+    for span in ((0.5, 2.0), (3.0, 4.0)):
+        with pytest.raises(DataError, match=r"nothing from [\d.]+ s on, .* is asked for"):
+            read(path, span)
+
+
+def test_no_span_is_taken_of_what_has_no_times(tmp_path, write_npz):
+    with pytest.raises(DataError, match="cannot be read from `.npz`"):
+        media.read_video(write_npz(tmp_path / "a.npz"), (0.0, 1.0))
+
+
+def test_an_array_is_read_without_pickles_and_only_if_whole(tmp_path):
+    path = tmp_path / "a.npy"
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.save(path, values)
+    np.testing.assert_array_equal(media.read_npy(path), values)
+    with pytest.raises(DataError, match="MiB decoded"):
+        media.read_npy(path, max_bytes=47)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="has 47 bytes, its header says 48"):
+        media.read_npy(path)
+    path.write_bytes(b"no array")
+    with pytest.raises(DataError, match="not a .npy"):
+        media.read_npy(path)
+    np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
+    with pytest.raises(DataError, match="pickles are never loaded"):
+        media.read_npy(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        media.read_npy(tmp_path / "absent.npy")
