@@ -96,12 +96,12 @@ def open_split(description: Description, split: str, limit: int | None, cache_ro
     if not root.is_dir():
         raise description.error(("root",), f"`root` is not a folder: {root}", "it is relative to this YAML")
 
-    table = _Table(root, spec.csv)
+    table = Table(root, spec.csv)
     rows = _rows(table, spec, description)
     media_of = _media_finder(table, spec, description)
     by_split = _divide(rows, table, spec, description)
     _refuse_shared(by_split, table, spec, media_of)
-    chosen = sorted(by_split[split], key=lambda row: _draw(spec.seed, row.id))[:limit]
+    chosen = sorted(by_split[split], key=lambda row: draw(spec.seed, row.id))[:limit]
     chosen.sort(key=lambda row: row.line)
     media = {row.id: tuple(_inside(table, row, name) for name in media_of(row)) for row in chosen}
     return FolderSplit(description.path, spec, split, chosen, media)
@@ -136,7 +136,7 @@ class FolderSplit:
 
         row, (video, audio) = self._rows[id], self._media[id]
         for path in (video, audio):
-            if path in self._sha256 and _sha256(path) != self._sha256[path]:
+            if path in self._sha256 and sha256(path) != self._sha256[path]:
                 raise DataError(f"{path}: changed since this command began", "run it again")
         frames, fps = media.read_video(video) if self._parts != "audio" else (np.zeros((0, 0, 0, 3), np.uint8), 0.0)
         samples = media.read_audio(audio, self._sample_rate_hz) if self._parts != "video" else np.zeros(0, np.int16)
@@ -146,7 +146,7 @@ class FolderSplit:
         """sha256 over ids, labels, tags and the content of all media of this split."""
         if not self._sha256:
             files = sorted({path for pair in self._media.values() for path in pair})
-            self._sha256 = {path: _sha256(path) for path in track(files, f"hash {self.name}", len(files))}
+            self._sha256 = {path: sha256(path) for path in track(files, f"hash {self.name}", len(files))}
         parts: dict[str, Any] = {
             "dataset": "folder",
             "semantics": _SEMANTICS,
@@ -161,19 +161,19 @@ class FolderSplit:
         if any(path.suffix.lower() not in (".npz", ".wav", ".flac") for path in self._sha256):
             parts["av"] = importlib.metadata.version("av")  # another FFmpeg may decode other pixels
         if self.split == "test":  # calibration does not depend on what is reported
-            parts["metrics"] = {name: _code_sha256(name, self.source) for name in self.metrics}
+            parts["metrics"] = {name: code_sha256(name, self.source) for name in self.metrics}
             parts["metric_direction"] = self.metric_direction
         return sha256_of(parts)
 
 
-class _Table:
+class Table:
     """A CSV whose rows know their line."""
 
     def __init__(self, root: Path, name: str):
         self.root = root
         self.real_root = root.resolve()
         try:
-            self.path = _resolved(root, self.real_root, name)
+            self.path = resolved(root, self.real_root, name)
         except ValueError as e:
             raise DataError(f"{root / name}: the labels {e}", "their name is `csv` in the data set's YAML") from None
         try:
@@ -220,7 +220,7 @@ class _Table:
                 raise self.error(1, f"column `{column}` is there twice")
 
 
-def _resolved(root: Path, real_root: Path, name: str) -> Path:
+def resolved(root: Path, real_root: Path, name: str) -> Path:
     """The real path of `name` in `root`; ValueError says what is wrong with it."""
     if not name or "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):
         raise ValueError("must be a path inside the folder, with / and without ..")
@@ -237,9 +237,9 @@ def _resolved(root: Path, real_root: Path, name: str) -> Path:
     return path
 
 
-def _inside(table: _Table, row: Row, name: str) -> Path:
+def _inside(table: Table, row: Row, name: str) -> Path:
     try:
-        path = _resolved(table.root, table.real_root, name)
+        path = resolved(table.root, table.real_root, name)
     except ValueError as e:
         raise table.error(row.line, f"media `{name}` {e}") from None
     if not path.stat().st_size:
@@ -282,7 +282,7 @@ def _values(content: Any, split: str, description: Description) -> list[str]:
     return values
 
 
-def _rows(table: _Table, spec: Folder, description: Description) -> list[Row]:
+def _rows(table: Table, spec: Folder, description: Description) -> list[Row]:
     columns = spec.labels or {name: name for name in _LABELS if name in table.columns}
     if not columns:
         raise table.error(1, f"no label column, expected {', '.join(_LABELS)}", f"name yours in {description.path}: `labels: {{o: your_column}}`")
@@ -291,7 +291,7 @@ def _rows(table: _Table, spec: Folder, description: Description) -> list[Row]:
     tag_columns = spec.tags if spec.tags is not None else tuple(c for c in ("snr_db",) if c in table.columns)
     for column in tag_columns:
         table.need(column, "tag")
-    numeric = {c for c in tag_columns if all(_is_number(cells[c]) for _, cells in table.lines if cells[c])}
+    numeric = {c for c in tag_columns if all(is_number(cells[c]) for _, cells in table.lines if cells[c])}
     template = spec.id or next((f"{{{c}}}" for c in ("id", "path", "video") if c in table.columns), None) or spec.media or spec.video
     if template is None:
         raise table.error(1, "no column `id`", f"add one, or name clips in {description.path}: `id: \"{{your_column}}\"`")
@@ -313,8 +313,8 @@ def _rows(table: _Table, spec: Folder, description: Description) -> list[Row]:
     return rows
 
 
-def _label(table: _Table, line: int, column: str, text: str, bounds: tuple[float, float]) -> float:
-    if not _is_number(text):
+def _label(table: Table, line: int, column: str, text: str, bounds: tuple[float, float]) -> float:
+    if not is_number(text):
         raise table.error(line, f"label `{column}` is not a number: `{text}`")
     value = float(text)
     if not bounds[0] <= value <= bounds[1]:  # NaN is in no range
@@ -322,7 +322,7 @@ def _label(table: _Table, line: int, column: str, text: str, bounds: tuple[float
     return value
 
 
-def _tag(table: _Table, line: int, column: str, text: str, is_numeric: bool) -> float | str:
+def _tag(table: Table, line: int, column: str, text: str, is_numeric: bool) -> float | str:
     if not is_numeric:
         return text
     if not math.isfinite(float(text)):
@@ -330,7 +330,7 @@ def _tag(table: _Table, line: int, column: str, text: str, is_numeric: bool) -> 
     return float(text)
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
     if "_" in text:  # float() reads 1_0 as 10
         return False
     try:
@@ -340,7 +340,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _filler(template: str, table: _Table, description: Description, key: str) -> Callable[[dict[str, str], int], str]:
+def _filler(template: str, table: Table, description: Description, key: str) -> Callable[[dict[str, str], int], str]:
     """Fills `{column}` and `{column:04}` (zeros on the left) from a row.
 
     Not str.format: that would let a description reach attributes, or ask for gigabytes of padding.
@@ -360,7 +360,7 @@ def _filler(template: str, table: _Table, description: Description, key: str) ->
     return fill
 
 
-def _media_finder(table: _Table, spec: Folder, description: Description) -> Callable[[Row], tuple[str, str]]:
+def _media_finder(table: Table, spec: Folder, description: Description) -> Callable[[Row], tuple[str, str]]:
     """Row -> names of the files with its picture and its sound, relative to the root."""
     if spec.media:
         fill = _filler(spec.media, table, description, "media")
@@ -386,7 +386,7 @@ def _media_finder(table: _Table, spec: Folder, description: Description) -> Call
 _PICTURES, _SOUNDS = (".npz", ".mp4", ".mkv", ".webm", ".png", ".jpg", ".jpeg"), (".wav", ".flac")
 
 
-def _beside_id(table: _Table, row: Row, parts: str) -> tuple[str, str]:
+def _beside_id(table: Table, row: Row, parts: str) -> tuple[str, str]:
     """`<id>.npz`, .mp4, .mkv, .webm, .png or .jpg, with the sound in `<id>.wav` or .flac if there is one."""
     pictures = [f"{row.id}{s}" for s in _PICTURES if (table.root / f"{row.id}{s}").is_file()]
     sounds = [f"{row.id}{s}" for s in _SOUNDS if parts != "video" and (table.root / f"{row.id}{s}").is_file()]
@@ -402,13 +402,13 @@ def _beside_id(table: _Table, row: Row, parts: str) -> tuple[str, str]:
     return pictures[0], (sounds or pictures)[0]
 
 
-def _divide(rows: list[Row], table: _Table, spec: Folder, description: Description) -> dict[str, list[Row]]:
+def _divide(rows: list[Row], table: Table, spec: Folder, description: Description) -> dict[str, list[Row]]:
     """{split: its rows} for every split that the YAML declares."""
     if all(type(content) is int for content in spec.splits.values()):
         wanted = sum(spec.splits.values())
         if wanted > len(rows):
             raise description.error(("splits",), f"{wanted} clips asked for in all splits, {table.path} has {len(rows)}")
-        drawn: Iterator[Row] = iter(sorted(rows, key=lambda row: _draw(spec.seed, row.id)))
+        drawn: Iterator[Row] = iter(sorted(rows, key=lambda row: draw(spec.seed, row.id)))
         return {s: [next(drawn) for _ in range(spec.splits[s])] for s in SPLITS if s in spec.splits}
 
     column = spec.split or next((c for c in _SPLIT_COLUMNS if c in table.columns), None)
@@ -425,7 +425,7 @@ def _divide(rows: list[Row], table: _Table, spec: Folder, description: Descripti
     return divided
 
 
-def _refuse_shared(by_split: dict[str, list[Row]], table: _Table, spec: Folder, media_of: Callable[[Row], tuple[str, str]]) -> None:
+def _refuse_shared(by_split: dict[str, list[Row]], table: Table, spec: Folder, media_of: Callable[[Row], tuple[str, str]]) -> None:
     """No media file and no group in two splits: held-out clips that calibration saw prove nothing."""
     if spec.group:
         table.need(spec.group, "group")
@@ -443,19 +443,19 @@ def _refuse_shared(by_split: dict[str, list[Row]], table: _Table, spec: Folder, 
                     raise table.error(row.line, f"{what} `{value}` is in split `{split}` here and in `{other_split}` in line {other.line}")
 
 
-def _draw(seed: int, id: str) -> str:
+def draw(seed: int, id: str) -> str:
     """A clip's place in a random order that does not change when other clips come or go."""
     return hashlib.sha256(f"{seed}\0{id}".encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     try:
         return file_digest(path)
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror})") from e
 
 
-def _code_sha256(metric: str, source: Path) -> str:
+def code_sha256(metric: str, source: Path) -> str:
     """Digest of the file that a user's metric is written in; "" for one of ours."""
     if ":" not in metric:
         return ""
@@ -465,4 +465,4 @@ def _code_sha256(metric: str, source: Path) -> str:
         found = None
     if found is None:
         raise DataError(f"{source}: metric `{metric}` cannot be imported", "install its package, or set PYTHONPATH to the folder that holds it")
-    return _sha256(Path(found.origin)) if found.has_location and found.origin else ""
+    return sha256(Path(found.origin)) if found.has_location and found.origin else ""
