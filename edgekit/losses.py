@@ -29,3 +29,26 @@ def ccc_loss(predicted: Tensor, target: Tensor) -> Tensor:
     covariance = ((x - x_mean) * (y - y_mean)).mean()
     spread = x.var(correction=0) + y.var(correction=0) + (x_mean - y_mean).square()
     return 1 - 2 * covariance / spread.clamp_min(1e-12)
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Mean over the batch of -log softmax(logits)[label]. Args: logits [n, classes]; label [n], a class's index as a float."""
+    from torch.nn import functional
+
+    return functional.cross_entropy(logits, label.long())
+
+
+def gaussian_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(P||Q) + KL(Q||P) of the normal distributions with the mean and variance of each vector's entries: [n, d] twice → [n].
+
+    1/2 [(var_p + diff^2) / var_q + (var_q + diff^2) / var_p] - 1. Source: Zhang et al. 2025 (ATTSF-Net), Eq. 14-17.
+    """
+    var_p, var_q = (x.var(1, correction=0).clamp_min(1e-6) for x in (p, q))
+    apart = (p.mean(1) - q.mean(1)).square()
+    return 0.5 * ((var_p + apart) / var_q + (var_q + apart) / var_p) - 1
+
+
+def softmax_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(P||Q) + KL(Q||P) of softmax distributions over the entries: [n, d] twice → [n]."""
+    log_p, log_q = p.log_softmax(1), q.log_softmax(1)
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(1)
