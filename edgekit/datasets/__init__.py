@@ -30,6 +30,8 @@ SPLITS = ("train", "calibration", "test")
 DATASETS = {
     "folder": "edgekit.datasets.folder",
     "synthetic_av": "edgekit.datasets.synthetic",
+    "synthetic_emotion": "edgekit.datasets.synthetic",
+    "synthetic_va": "edgekit.datasets.synthetic",
 }
 
 

@@ -1,4 +1,4 @@
-"""Draws a driver's face: identity, expression by valence, pose, light, blur and occlusion.
+"""Draws a driver's face: identity, expression by valence or muscle by muscle, pose, light, blur and occlusion.
 
 Everything is signed-distance shapes composited in float64 with + − × ÷ and √ only, which IEEE 754
 rounds the same everywhere: the same seed gives the same bytes on every machine.
@@ -68,6 +68,23 @@ def draw_identity(rng: np.random.Generator) -> Identity:
 
 
 @dataclass(frozen=True)
+class Expression:
+    """What single muscles do on top of what `valence` draws: a number or an array [frames] each, 0 at rest.
+
+    The units are those of the Facial Action Coding System (Ekman and Friesen 1978), named in the comments.
+    """
+
+    corners: float | Array = 0.0  # −1..1, of the mouth: up (AU 12, with the cheeks) or down (AU 15)
+    jaw: float | Array = 0.0  # 0..1, dropped (AU 26), on top of what speech opens
+    stretch: float | Array = 0.0  # −1..1, mouth pulled wide (AU 20) or narrow (AU 18)
+    brows: float | Array = 0.0  # −1..1, both raised (AU 1 + 2) or lowered
+    inner: float | Array = 0.0  # 0..1, their inner ends raised (AU 1)
+    knit: float | Array = 0.0  # 0..1, drawn together, inner ends down, a furrow between (AU 4)
+    lids: float | Array = 0.0  # −1..1, eyes wide (AU 5) or drooping (AU 43)
+    nose: float | Array = 0.0  # 0..1, wrinkled, upper lip raised (AU 9 + 10)
+
+
+@dataclass(frozen=True)
 class Motion:
     """What changes from frame to frame; arrays are [frames], occluder [frames, 4] as centre x, y and half sizes."""
 
@@ -88,6 +105,7 @@ class Motion:
     occluder: Array
     occluder_colour: tuple[float, float, float]
     background: Array  # [4, 3] corner colours
+    expression: Expression = Expression()
 
 
 def render(identity: Identity, motion: Motion, size: int, rng: np.random.Generator) -> Array:
@@ -122,14 +140,25 @@ def render(identity: Identity, motion: Motion, size: int, rng: np.random.Generat
     image = (top[0] * (1 - mix_x) + top[1] * mix_x) * (1 - mix_y) + (bottom[0] * (1 - mix_x) + bottom[1] * mix_x) * mix_y
 
     def paint(alpha: Array, colour) -> None:
-        nonlocal image
-        colour = np.asarray(colour, dtype=np.float64)
-        image = image + alpha[..., None] * (colour - image)
+        touched = alpha.any(0)
+        if not touched.any():
+            return
+        # Only the box that it touches: elsewhere alpha is 0 and nothing would change.
+        box = tuple(slice(hit[0], hit[-1] + 1) for hit in (np.flatnonzero(touched.any(axis)) for axis in (1, 0)))
+        part = image[:, *box]
+        step = np.asarray(colour, dtype=np.float64) - part
+        step *= alpha[:, *box][..., None]
+        part += step
 
     i = identity
     v = np.clip(per_frame(motion.valence) * i.expressiveness, -1.2, 1.2)
     smile, frown = np.maximum(v, 0), np.maximum(-v, 0)
-    opening = per_frame(motion.mouth_open)
+    # Every term of these is 0 where no muscle is asked for, and adding 0 changes no bit.
+    e = motion.expression
+    corners, stretch, lids = (np.clip(per_frame(a), -1.2, 1.2) for a in (e.corners, e.stretch, e.lids))
+    brows, inner_up, knit, nose = (np.clip(per_frame(a), low, 1.2) for a, low in ((e.brows, -1.2), (e.inner, 0), (e.knit, 0), (e.nose, 0)))
+    lifted = np.maximum(corners, 0)
+    opening = np.minimum(per_frame(motion.mouth_open) + np.maximum(per_frame(e.jaw), 0), 1.3)
     skin, hair = np.array(i.skin), np.array(i.hair)
 
     # Seat, shoulders, neck, hair behind the head.
@@ -147,11 +176,11 @@ def render(identity: Identity, motion: Motion, size: int, rng: np.random.Generat
         paint(head * cover(0.30 - y) * i.beard * 0.7, hair * 0.8 + skin * 0.2)
     # Cheeks rise and redden with a smile.
     for side in (-1, 1):
-        cheek = np.clip(1 - ellipse(fx - side * 0.38, y - 0.26 + 0.08 * smile, 0.2, 0.15) / 0.15 - 1, 0, 1)
-        paint(head * np.clip(cheek, 0, 1) * (0.10 + 0.30 * smile), skin * [1.05, 0.75, 0.72])
+        cheek = np.clip(1 - ellipse(fx - side * 0.38, y - 0.26 + 0.08 * (smile + lifted + nose), 0.2, 0.15) / 0.15 - 1, 0, 1)
+        paint(head * np.clip(cheek, 0, 1) * (0.10 + 0.30 * (smile + lifted)), skin * [1.05, 0.75, 0.72])
 
     eye_y = -0.12
-    lid = np.clip(1 - 0.35 * smile - 0.2 * frown, 0.2, 1.2) * (1 - per_frame(motion.blink))
+    lid = np.clip(1 - 0.35 * smile - 0.2 * frown + 0.5 * lids - 0.2 * lifted - 0.25 * nose, 0.2, 1.6) * (1 - per_frame(motion.blink))
     for side in (-1, 1):
         ex, ey = fx - side * i.eye_distance, y - eye_y
         half = np.maximum(i.eye_size * 0.62 * lid, 0.012)
@@ -160,33 +189,37 @@ def render(identity: Identity, motion: Motion, size: int, rng: np.random.Generat
         paint(eye * cover(ellipse(ex - 0.03 * per_frame(motion.yaw), ey, 0.055, 0.055)), i.iris)
         paint(eye * cover(ellipse(ex - 0.03 * per_frame(motion.yaw), ey, 0.028, 0.028)), (0.02, 0.02, 0.02))
         # Brow: a thick parabola; the inner end drops in a frown and lifts a little in a smile.
-        inner = -side * ex / i.eye_size  # −1 outer end .. 1 inner end
+        bx = ex + side * 0.05 * knit
+        inner = -side * bx / i.eye_size  # −1 outer end .. 1 inner end
         centre = -i.brow_height - 0.07 * smile + 0.06 * frown + inner * (0.10 * frown - 0.02 * smile) + 0.03 * inner * inner
-        paint(cover(np.maximum(np.abs(ey - centre) - i.brow_weight, np.abs(ex) - i.eye_size * 1.25)), hair * 0.8)
+        centre = centre - 0.12 * brows + 0.05 * (knit + nose) - 0.03 * inner_up + inner * (0.09 * knit - 0.10 * inner_up)
+        paint(cover(np.maximum(np.abs(ey - centre) - i.brow_weight, np.abs(bx) - i.eye_size * 1.25)), hair * 0.8)
     # Furrow between the brows.
-    paint(cover(np.maximum(np.abs(np.abs(fx) - 0.05) - 0.012, np.abs(y + 0.30) - 0.07)) * frown * 0.6, skin * 0.6)
+    paint(cover(np.maximum(np.abs(np.abs(fx) - 0.05) - 0.012, np.abs(y + 0.30) - 0.07)) * np.minimum(frown + knit, 1) * 0.6, skin * 0.6)
     # Nose: a shaded ridge and its tip.
-    nose_y = eye_y + i.nose_length
+    nose_y = eye_y + i.nose_length - 0.04 * nose
     paint(cover(np.maximum(np.abs(fx - 0.045) - 0.018, np.abs(y - (nose_y - 0.12)) - 0.12)) * 0.5, skin * 0.75)
-    paint(cover(ellipse(fx, y - nose_y, 0.10, 0.05)) * 0.6, skin * 0.8)
+    paint(cover(ellipse(fx, y - nose_y, 0.10 + 0.05 * nose, 0.05)) * 0.6, skin * 0.8)
+    for side in (-1, 1) if nose.any() else ():  # wrinkles run down its sides
+        paint(cover(np.maximum(np.abs(fx - side * (0.09 + 0.4 * (y - 0.02))) - 0.016, np.abs(y) - 0.10)) * np.minimum(nose, 1) * 0.7, skin * 0.6)
 
     # Mouth: corners lift or drop along a parabola; speech opens it.
-    width = i.mouth_width * (1 + 0.30 * smile - 0.12 * frown - 0.1 * opening)
+    width = i.mouth_width * (1 + 0.30 * smile - 0.12 * frown - 0.1 * opening + 0.30 * lifted + 0.30 * stretch)
     along = np.clip(fx / width, -1.3, 1.3)
-    curve = i.mouth_height + 0.03 - (0.17 * v + i.resting_mouth) * (along * along - 0.35)
+    curve = i.mouth_height + 0.03 - (0.17 * v + i.resting_mouth + 0.17 * corners) * (along * along - 0.35)
     taper = np.sqrt(np.maximum(1 - along * along, 0))
-    gap = (0.015 + 0.11 * opening + 0.03 * smile) * taper
-    my = y - curve
+    gap = (0.015 + 0.11 * opening + 0.03 * smile + 0.03 * lifted + 0.05 * nose) * taper
+    my = y - curve + 0.05 * nose * taper
     inside = np.abs(fx) - width
     paint(cover(np.maximum(np.abs(my) - gap - i.lip_thickness * (0.35 + 0.65 * taper), inside)), i.lip)
     hole = cover(np.maximum(np.abs(my) - gap, inside))
     paint(hole, (0.12, 0.03, 0.03))
-    teeth = hole * cover(my + gap * 0.2) * np.clip(opening * 1.5 + smile, 0, 1)
+    teeth = hole * cover(my + gap * 0.2) * np.clip(opening * 1.5 + smile + lifted + nose, 0, 1)
     paint(teeth, (0.92, 0.9, 0.86))
     # Nasolabial folds deepen with any strong expression.
     for side in (-1, 1):
         fold = np.abs(fx - side * (0.24 + 0.25 * (y - 0.2))) - 0.012
-        paint(cover(np.maximum(fold, np.abs(y - 0.36) - 0.12)) * (0.15 + 0.5 * np.maximum(smile, 0.6 * frown)), skin * 0.7)
+        paint(cover(np.maximum(fold, np.abs(y - 0.36) - 0.12)) * (0.15 + 0.5 * np.maximum.reduce([smile, 0.6 * frown, lifted, nose])), skin * 0.7)
     if i.glasses:
         for side in (-1, 1):
             rim = np.abs(ellipse(fx - side * i.eye_distance, y - eye_y - 0.01, 0.21, 0.17)) - 0.018

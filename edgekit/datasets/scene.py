@@ -1,4 +1,7 @@
-"""One clip of the synthetic set, from its seed: who, what they show and say, and what is in the way."""
+"""One clip of `synthetic_av`, from its seed: who, what they show and say, and what is in the way.
+
+The other worlds (scene_emotion.py, scene_va.py) take their people, sentences, cabins and cameras from here.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def draw_script(seed: int, split: str, k: int) -> tuple[Script, np.random.Genera
     number, people, _ = SPLITS[split]
     rng = np.random.default_rng([seed, number, 1, k])
     person = int(rng.integers(people))
-    sentence, phonemes = _sentence(rng, split)
+    sentence, phonemes = draw_sentence(rng, split)
     labels = draw_labels(rng)
     return Script(person, sentence, tuple(phonemes), labels, float(rng.uniform(*SNR_DB))), rng
 
@@ -45,14 +48,22 @@ def make_clip(seed: int, split: str, k: int, size: int = SIZE, frames: int = FRA
     script, rng = draw_script(seed, split, k)
     identity, voice = draw_person(seed, split, script.person)
     wave, opening = speech.speak(list(script.phonemes), voice, script.labels["a"], SAMPLES, rng)
-    mixed = noise.mix_at_snr(wave, noise.car_noise(SAMPLES, rng), script.snr_db)
-    # The recorder's gain varies; it never clips.
-    audio = np.rint(mixed / np.abs(mixed).max() * rng.uniform(0.3, 0.95) * 32767).astype(np.int16)
-    motion = _motion(rng, script.labels["v"], opening, frames)
+    audio = in_car(wave, script.snr_db, rng)
+    motion = draw_motion(rng, script.labels["v"], opening, frames)
     pixels = face.render(identity, motion, size, rng)
-    who = f"{split}-{script.person:03d}"
-    tags = {"snr_db": round(script.snr_db, 3), "identity": who, "voice": who, "sentence": script.sentence}
+    tags = tags_of(split, script.person, script.sentence, script.snr_db)
     return Clip(f"{split}-{k:05d}", pixels, FPS * frames / FRAMES, audio, SAMPLE_RATE_HZ, script.labels, tags)
+
+
+def in_car(wave: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
+    """Speech [samples] in car noise, as int16. The recorder's gain varies; it never clips."""
+    mixed = noise.mix_at_snr(wave, noise.car_noise(len(wave), rng), snr_db)
+    return np.rint(mixed / np.abs(mixed).max() * rng.uniform(0.3, 0.95) * 32767).astype(np.int16)
+
+
+def tags_of(split: str, person: int, sentence: str, snr_db: float) -> dict[str, float | str]:
+    who = f"{split}-{person:03d}"
+    return {"snr_db": round(snr_db, 3), "identity": who, "voice": who, "sentence": sentence}
 
 
 def draw_person(seed: int, split: str, person: int) -> tuple[face.Identity, speech.Voice]:
@@ -70,7 +81,8 @@ def draw_labels(rng: np.random.Generator) -> dict[str, float]:
     return {"o": round(float(o), 4), "a": round(float(a), 4), "v": round(float(v), 4)}
 
 
-def _sentence(rng: np.random.Generator, split: str) -> tuple[str, list[str]]:
+def draw_sentence(rng: np.random.Generator, split: str) -> tuple[str, list[str]]:
+    """A sentence of this split: text and phonemes. No other split has it."""
     low, high = SPLITS[split][2]
     while True:
         text, phonemes = speech.draw_sentence(rng)
@@ -79,11 +91,17 @@ def _sentence(rng: np.random.Generator, split: str) -> tuple[str, list[str]]:
             return text, phonemes
 
 
-def _motion(rng: np.random.Generator, valence: float, opening: np.ndarray, frames: int) -> face.Motion:
+def draw_motion(rng: np.random.Generator, valence: float, opening: np.ndarray, frames: int, pace: float = 1.0) -> face.Motion:
+    """Everything that moves in `frames` pictures, which show `valence`.
+
+    Args:
+        opening: [any] of the mouth over the whole clip, 0..1.
+        pace: how many times as long as 3 s the clip is, so that heads move no faster in longer ones.
+    """
     t = (np.arange(frames) + 0.5) / frames
 
     def drift(amount: float) -> np.ndarray:
-        rates, phases = rng.uniform(0.3, 2.0, 3), rng.uniform(0, 6.28, 3)
+        rates, phases = rng.uniform(0.3, 2.0, 3) * pace, rng.uniform(0, 6.28, 3)
         return amount * sum(np.sin(6.28 * r * t + p) for r, p in zip(rates, phases, strict=True)) / 3
 
     # The expression comes up from half its strength, holds, and wavers.
@@ -91,7 +109,7 @@ def _motion(rng: np.random.Generator, valence: float, opening: np.ndarray, frame
     shown = valence * (0.6 + 0.4 * np.clip((t - onset) / 0.25, 0, 1)) * (1 + drift(0.1))
     blink = np.zeros(frames)
     for start in rng.uniform(0, 1, rng.integers(0, 3)):
-        blink = np.maximum(blink, np.clip(1 - np.abs(t - start) / 0.04, 0, 1))
+        blink = np.maximum(blink, np.clip(1 - np.abs(t - start) * pace / 0.04, 0, 1))
     occluder = np.zeros((frames, 4))
     if rng.random() < 0.3:  # a hand or the wheel's rim, for part of the clip
         start, length = rng.uniform(0, 0.8), rng.uniform(0.15, 0.5)

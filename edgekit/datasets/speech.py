@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Array = np.ndarray
+
 SAMPLE_RATE_HZ = 16_000
 FRAME = 80  # 5 ms: the filters hold still this long
 
@@ -105,12 +107,47 @@ def draw_sentence(rng: np.random.Generator) -> tuple[str, list[str]]:
     return " ".join(words), phonemes
 
 
-def speak(phonemes: list[str], voice: Voice, valence: float, samples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One utterance in a window of `samples`.
+@dataclass(frozen=True)
+class Prosody:
+    """How something is said, against the speaker's own habits. Fields of `Array` may follow time: [samples // FRAME]."""
 
-    Valence −1..1 acts as it does in people (Scherer 2003): up, the pitch rises and moves more,
+    pitch: float | Array = 0.0  # octaves
+    liveliness: float = 1.0  # factor of the voice's own
+    accents: float = 0.0  # octaves of liveliness on top of that
+    final: float = 0.0  # −1 falls, 1 rises at the end of a phrase
+    tremor: float = 0.0  # octaves, 6 times a second
+    jitter: float = 0.006  # octaves, every 5 ms
+    rate: float | Array = 1.0  # factor
+    tract: float | Array = 1.0  # factor of the formants: a smile shortens it, a pout lengthens it
+    formant4: float | Array = 1.0
+    brightness: float | Array = 0.0  # added
+    breath: float | Array = 1.0  # factor
+    voiced: float = 1.0  # the voice, against its breath
+    fade: float = 0.25  # share of it lost by the end of a phrase; negative swells
+    stress: float = 0.0  # how much louder an accent is
+    shake: float = 0.0  # share of the level that trembles, 6 times a second
+    level: Array | None = None  # factor of everything
+
+
+def prosody_of(valence: float) -> Prosody:
+    """Valence −1..1 acts as it does in people (Scherer 2003): up, the pitch rises and moves more,
     speech is faster and brighter and ends high, and a smile shortens the tract; down, it is low,
     flat, slow, breathy, dull, trembles, and falls at the end.
+    """
+    v = valence
+    return Prosody(
+        pitch=0.16 * v, liveliness=1 + 1.1 * v, accents=0.10 * max(v, 0), final=v, tremor=0.03 * max(-v, 0), rate=1 + 0.16 * v,
+        tract=1 + 0.06 * v, formant4=1 + 0.03 * v, brightness=0.35 * v, breath=1 + 2.5 * max(-v, 0), voiced=1 + 0.25 * v,
+    )  # fmt: skip
+
+
+def speak(phonemes: list[str], voice: Voice, valence: float, samples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """One utterance of a valence in a window of `samples`; returns what `utter` does."""
+    return utter([phonemes], voice, prosody_of(valence), samples, rng)
+
+
+def utter(phrases: list[list[str]], voice: Voice, prosody: Prosody, samples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Phrases one after another in a window of `samples`, each with its own accents and its own end.
 
     Returns:
         wave [samples] float64, about −1..1; opening [samples // FRAME] of the mouth, 0..1.
@@ -118,10 +155,10 @@ def speak(phonemes: list[str], voice: Voice, valence: float, samples: int, rng: 
     from scipy.signal import sosfilt
 
     frames = samples // FRAME
-    v = valence
-    rate = voice.rate * (1 + 0.16 * v)
-    targets = [PHONEMES[p] for p in ["_", *phonemes, "_"]]
-    ms = np.array([t.ms for t in targets]) * rng.uniform(0.88, 1.12, len(targets)) / rate
+    names = [name for phonemes in phrases for name in ("_", *phonemes, "_")]
+    targets = [PHONEMES[p] for p in names]
+    ms = np.array([t.ms for t in targets]) * rng.uniform(0.88, 1.12, len(targets))
+    ms = ms / (voice.rate * prosody.rate) if np.ndim(prosody.rate) == 0 else _paced(ms, voice.rate * prosody.rate)
     speech_ms = ms.sum()
     window_ms = samples / SAMPLE_RATE_HZ * 1000
     # A slow long sentence is cut, as a window cuts real speech.
@@ -130,39 +167,43 @@ def speak(phonemes: list[str], voice: Voice, valence: float, samples: int, rng: 
     t = (np.arange(frames) + 0.5) * FRAME / SAMPLE_RATE_HZ * 1000
     index = np.clip(np.searchsorted(edges, t, side="right") - 1, 0, len(targets) - 1)
     inside = (t >= edges[0]) & (t < edges[-1])
-    progress = np.clip((t - edges[0]) / (edges[-1] - edges[0]), 0, 1)
+    bounds = edges[np.cumsum([0, *(len(phonemes) + 2 for phonemes in phrases)])]
+    phrase = np.clip(np.searchsorted(bounds, t, side="right") - 1, 0, len(phrases) - 1)
+    progress = np.clip((t - bounds[phrase]) / (bounds[phrase + 1] - bounds[phrase]), 0, 1)
 
     def contour(values, smooth: int) -> np.ndarray:
         row = np.asarray(values, dtype=np.float64)[index] * inside
         kernel = np.ones(smooth) / smooth
         return np.convolve(np.pad(row, smooth, mode="edge"), kernel, "same")[smooth:-smooth]
 
-    tract = voice.tract * (1 + 0.06 * v)
+    tract = voice.tract * prosody.tract
     formants = [np.maximum(contour([p.formants[k] for p in targets], 9), 200.0) * tract for k in range(3)]
     voicing = contour([p.voicing for p in targets], 5)
     noise_level = contour([p.noise for p in targets], 3)
     noise_hz = np.maximum(contour([p.noise_hz for p in targets], 3), 800.0)
     # A stop is silence, then a burst in its last third.
-    is_stop = np.array([name in STOPS for name in ["_", *phonemes, "_"]])[index]
+    is_stop = np.array([name in STOPS for name in names])[index]
     within = (t - edges[index]) / np.maximum(edges[index + 1] - edges[index], 1)
     noise_level = noise_level * np.where(is_stop, within > 0.65, 1.0)
 
     # Pitch: declination, accents on every few syllables, a final move, tremor; in octaves.
     accents = np.zeros(frames)
-    for centre in rng.uniform(0.08, 0.85, 4):
-        bump = 1 - np.abs(progress - centre) / 0.09
-        accents += np.clip(bump, 0, None) * rng.uniform(0.6, 1.2)
-    liveliness = voice.liveliness * (1 + 1.1 * v) + 0.10 * max(v, 0)
+    for n in range(len(phrases)):
+        for centre in rng.uniform(0.08, 0.85, 4):
+            bump = 1 - np.abs(progress - centre) / 0.09
+            accents += np.clip(bump, 0, None) * rng.uniform(0.6, 1.2) * (phrase == n)
+    liveliness = voice.liveliness * prosody.liveliness + prosody.accents
     final = np.clip((progress - 0.75) / 0.25, 0, 1)
     seconds = t / 1000
-    tremor = 0.03 * max(-v, 0) * np.sin(2 * np.pi * 6.0 * seconds + rng.uniform(0, 6))
-    octaves = 0.16 * v + 2.2 * liveliness * accents + final * 0.30 * v - 0.10 * progress + tremor
-    octaves += 0.006 * rng.standard_normal(frames)
+    trembling = np.sin(2 * np.pi * 6.0 * seconds + rng.uniform(0, 6))
+    octaves = prosody.pitch + 2.2 * liveliness * accents + final * 0.30 * prosody.final - 0.10 * progress + prosody.tremor * trembling
+    octaves += prosody.jitter * rng.standard_normal(frames)
     pitch = voice.pitch_hz * 2.0**octaves
 
-    brightness = np.clip(voice.brightness + 0.35 * v, 0.02, 0.98)
-    breath = voice.breath * (1 + 2.5 * max(-v, 0))
-    loud = (1 + 0.25 * v) * (1 - 0.25 * progress)
+    brightness = np.clip(voice.brightness + prosody.brightness, 0.02, 0.98)
+    breath = voice.breath * prosody.breath
+    loud = prosody.voiced * (1 - prosody.fade * progress)
+    loud = loud * (1 + prosody.stress * accents) * (1 + prosody.shake * trembling)
 
     pitch_s = np.repeat(pitch, FRAME)
     phase = np.cumsum(pitch_s / SAMPLE_RATE_HZ) % 1.0
@@ -170,21 +211,44 @@ def speak(phonemes: list[str], voice: Voice, valence: float, samples: int, rng: 
     flow = opened * opened * (3 - 2 * opened) * (phase < 0.6)
     pulse = np.diff(flow, prepend=0.0)
     pulse = pulse / (np.abs(pulse).max() + 1e-12)
-    # One-pole tilt: dark voices lose their upper harmonics.
-    pole = 0.97 - 0.75 * brightness
-    pulse = sosfilt([[1 - pole, 0, 0, 1, -pole, 0]], pulse)
-    pulse = pulse / (np.sqrt(np.mean(pulse * pulse)) + 1e-12)
+    pulse = _tilted(pulse, brightness, sosfilt)
     hiss = rng.standard_normal(frames * FRAME)
     source = pulse * np.repeat(voicing * loud, FRAME) + hiss * np.repeat(breath * 6 * voicing, FRAME)
 
     bandwidths = (70.0, 100.0, 150.0, 250.0)
-    tracks = np.stack([*formants, np.full(frames, voice.formant4_hz * (1 + 0.03 * v))])
+    tracks = np.stack([*formants, np.full(frames, voice.formant4_hz * prosody.formant4)])
     voiced = _resonate(source, tracks, bandwidths, sosfilt)
     frication = _resonate(hiss * np.repeat(noise_level, FRAME), noise_hz[None], (1200.0,), sosfilt)
     wave = voiced / (np.sqrt(np.mean(voiced * voiced)) + 1e-9) + 0.15 * frication / (np.sqrt(np.mean(frication * frication)) + 1e-9)
+    if prosody.level is not None:
+        wave = wave * np.repeat(prosody.level, FRAME)
     wave = np.concatenate([wave, np.zeros(samples - len(wave))]) * 0.1
     opening = contour([p.opening for p in targets], 11)
     return wave, opening
+
+
+def _paced(ms: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """Durations [n] at a rate [frames] that changes while they pass; beyond the window the last rate stays."""
+    passed, paced = 30.0, np.empty_like(ms)  # where speech that fills its window starts
+    for k, own in enumerate(ms):
+        paced[k] = own / rate[min(int(passed * SAMPLE_RATE_HZ / 1000 / FRAME), len(rate) - 1)]
+        passed += paced[k]
+    return paced
+
+
+def _tilted(pulse: np.ndarray, brightness: float | np.ndarray, sosfilt) -> np.ndarray:
+    """The glottal pulse [frames · FRAME] with its spectrum tilted, of unit power: dark voices lose their upper harmonics."""
+
+    def one_pole(bright: float) -> np.ndarray:
+        pole = 0.97 - 0.75 * bright
+        dulled = sosfilt([[1 - pole, 0, 0, 1, -pole, 0]], pulse)
+        return dulled / (np.sqrt(np.mean(dulled * dulled)) + 1e-12)
+
+    if np.ndim(brightness) == 0:
+        return one_pole(brightness)
+    # Over time: between the darkest and the brightest, since a pole that moves clicks.
+    share = np.repeat(brightness, FRAME)
+    return (1 - share) * one_pole(0.02) + share * one_pole(0.98)
 
 
 def _resonate(x: np.ndarray, centres_hz: np.ndarray, bandwidths_hz, sosfilt) -> np.ndarray:

@@ -1,9 +1,11 @@
-"""The audio-visual emotion set that ships: faces in step with emotional speech, in car noise.
+"""The audio-visual emotion sets that ship: faces in step with emotional speech, in car noise.
 
-Every clip is 3 s: 32 frames of 64×64 and 48 000 samples at 16 kHz. Its labels are valences in
-[−1, 1]: `v` as shown by the face, `a` as heard in the voice, and `o`, the joint one, in which the
-more intense of the two counts for more. Face and voice often disagree, as people's do, so `o`
-needs both.
+`synthetic_av` (scene.py): clips of 3 s, 32 frames of 64×64 and 48 000 samples at 16 kHz. The labels
+are valences in [−1, 1]: `v` as shown by the face, `a` as heard in the voice, and `o`, the joint one,
+in which the more intense of the two counts for more. Face and voice often disagree, as people's do,
+so `o` needs both.
+`synthetic_emotion` (scene_emotion.py): one of eight classes, of which face and voice each leave two.
+`synthetic_va` (scene_va.py): valence and arousal for every frame of a longer clip.
 
 People (a face and a voice each) and sentences belong to one split only. Clip `k` of a split
 depends on the seed, the split and `k` alone, so the first 128 of a split are the same clips
@@ -14,12 +16,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..artifact import file_digest
@@ -28,37 +32,59 @@ from ..progress import track
 from . import Clip
 
 KEYS = ("seed",)
-# Bump when any byte of any clip changes: it enters cache keys.
-VERSION = 1
-# Everything in the set is edgekit's own work.
+# Everything in the sets is edgekit's own work.
 LICENCE = "CC0-1.0"
+EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 
 
-def open_split(description: dict, split: str, limit: int | None, cache_root: Path) -> SyntheticAV:
+@dataclass(frozen=True)
+class World:
+    """What sets one of the sets apart.
+
+    Attributes:
+        version: bump when any byte of any clip changes; it enters cache keys.
+        scene: module here with `make_clip(seed, split, k) -> Clip`. A name: `edgekit plan` opens
+            sets for their digests, and must start without numpy.
+    """
+
+    version: int
+    scene: str
+    metrics: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+
+
+WORLDS = {
+    "synthetic_av": World(1, "scene", ("mae", "f1", "corr")),
+    "synthetic_emotion": World(1, "scene_emotion", ("wa", "ua", "f1_macro"), EMOTIONS),
+    "synthetic_va": World(1, "scene_va", ("ccc", "ccc_valence", "ccc_arousal")),
+}
+
+
+def open_split(description: dict, split: str, limit: int | None, cache_root: Path) -> Synthetic:
     seed = description.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise DataError(f"{description.path}: `seed` must be a whole number from 0 up, got {seed!r}")
     count = description["splits"][split]
     if not isinstance(count, int):
         raise DataError(f"{description.path}: synthetic split `{split}` must be a number of clips, got {count!r}")
-    return SyntheticAV(seed, split, count if limit is None else limit, cache_root / "data", description.path)
+    return Synthetic(description["dataset"], seed, split, count if limit is None else limit, cache_root / "data", description.path)
 
 
-class SyntheticAV:
+class Synthetic:
     """One split. Opening it makes nothing; the first clip asked for makes all that are missing."""
 
-    name = "synthetic_av"
-    metrics = ("mae", "f1", "corr")
     licence = LICENCE
 
-    def __init__(self, seed: int, split: str, count: int, data_root: Path, source: Path):
-        self.seed, self.split, self.count, self.source = seed, split, count, source
+    def __init__(self, name: str, seed: int, split: str, count: int, data_root: Path, source: Path):
+        self.name, self.seed, self.split, self.count, self.source = name, seed, split, count, source
+        self.world = WORLDS[name]
+        self.metrics, self.classes = self.world.metrics, self.world.classes
         self.ids = [f"{split}-{k:05d}" for k in range(count)]
-        self.folder = data_root / f"synthetic_av-{VERSION}-{seed}" / split
+        self.folder = data_root / f"{name}-{self.world.version}-{seed}" / split
         self._ready = False
 
     def digest(self) -> str:
-        parts = {"dataset": self.name, "version": VERSION, "seed": self.seed, "split": self.split, "count": self.count}
+        parts = {"dataset": self.name, "version": self.world.version, "seed": self.seed, "split": self.split, "count": self.count}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def clip(self, id: str) -> Clip:
@@ -68,14 +94,15 @@ class SyntheticAV:
             self._ready = True
         path = self.folder / f"{id}.npz"
         if not _is_whole(path):
-            _write(self.seed, self.split, self.ids.index(id), self.folder)
+            _write(self.name, self.seed, self.split, self.ids.index(id), self.folder)
             if not _is_whole(path):
                 raise DataError(f"{path}: not the file that was written", "is the disk failing, or another program writing there?")
         import numpy as np
 
         with np.load(path, allow_pickle=False) as stored:
             meta = json.loads(str(stored["meta"]))
-            return Clip(id, stored["frames"], meta["fps"], stored["audio"], meta["sample_rate_hz"], meta["labels"], meta["tags"])
+            labels = {name: stored[f"label.{name}"] if value is None else value for name, value in meta["labels"].items()}
+            return Clip(id, stored["frames"], meta["fps"], stored["audio"], meta["sample_rate_hz"], labels, meta["tags"])
 
     def _missing(self) -> list[int]:
         return [k for k, id in enumerate(self.ids) if not _is_made(self.folder / f"{id}.npz")]
@@ -88,16 +115,16 @@ class SyntheticAV:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ResourceError(f"{self.folder}: cannot be made ({error.strerror})", "give another cache folder, or free some disk space") from error
-        for _ in track(_generate(self.seed, self.split, missing, self.folder), f"render {self.split} clips", len(missing)):
+        for _ in track(_generate(self.name, self.seed, self.split, missing, self.folder), f"render {self.split} clips", len(missing)):
             pass
 
 
-def _generate(seed: int, split: str, indices: list[int], folder: Path) -> Iterator[int]:
+def _generate(name: str, seed: int, split: str, indices: list[int], folder: Path) -> Iterator[int]:
     """Make clips in one process per core; yields once per clip. Processes, since rendering holds the GIL."""
     workers = min(os.cpu_count() or 1, max(1, len(indices) // 4))
     if workers == 1:
         for k in indices:
-            _write(seed, split, k, folder)
+            _write(name, seed, split, k, folder)
             yield k
         return
     package_root = str(Path(__file__).resolve().parents[2])
@@ -105,7 +132,7 @@ def _generate(seed: int, split: str, indices: list[int], folder: Path) -> Iterat
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])]), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "edgekit.datasets.synthetic", str(seed), split, str(folder)],
+            [sys.executable, "-m", "edgekit.datasets.synthetic", name, str(seed), split, str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, text=True,
         )
         for _ in range(workers)
@@ -135,19 +162,18 @@ def _generate(seed: int, split: str, indices: list[int], folder: Path) -> Iterat
             process.stderr.close()
 
 
-def _write(seed: int, split: str, k: int, folder: Path) -> None:
+def _write(name: str, seed: int, split: str, k: int, folder: Path) -> None:
     import numpy as np
 
-    # Not at the top: `edgekit plan` opens the set for its digest, and must start without numpy.
-    from .scene import make_clip
-
-    clip = make_clip(seed, split, k)
+    clip = importlib.import_module(f"edgekit.datasets.{WORLDS[name].scene}").make_clip(seed, split, k)
+    series = {name: value for name, value in clip.labels.items() if isinstance(value, np.ndarray)}
     path = folder / f"{clip.id}.npz"
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            meta = {"fps": clip.fps, "sample_rate_hz": clip.sample_rate_hz, "labels": clip.labels, "tags": clip.tags}
-            np.savez(file, frames=clip.frames, audio=clip.audio, meta=json.dumps(meta))
+            meta = {"fps": clip.fps, "sample_rate_hz": clip.sample_rate_hz, "labels": clip.labels | dict.fromkeys(series), "tags": clip.tags}
+            arrays = {f"label.{name}": value for name, value in series.items()}
+            np.savez(file, frames=clip.frames, audio=clip.audio, meta=json.dumps(meta), **arrays)
         digest = hashlib.sha256(part.read_bytes()).hexdigest()
         part.replace(path)
         stamp = path.with_suffix(f".{os.getpid()}.part")
@@ -167,10 +193,10 @@ def _is_whole(path: Path) -> bool:
 
 
 def _worker(arguments: list[str]) -> None:
-    seed, split, folder = arguments
+    name, seed, split, folder = arguments
     try:
         for k in json.load(sys.stdin):
-            _write(int(seed), split, k, Path(folder))
+            _write(name, int(seed), split, k, Path(folder))
     except EdgekitError as error:
         sys.exit(error.message)  # its last line on stderr is what the parent reports
 

@@ -202,7 +202,7 @@ def test_clips_of_other_numbers_seeds_and_splits_are_others():
 
 def test_a_clip_that_looks_or_sounds_otherwise_needs_a_new_version():
     """Tolerant of another CPU's sine, of nothing else. When this fails, raise VERSION: caches and trained checkpoints depend on it."""
-    assert synthetic.VERSION == 1
+    assert synthetic.WORLDS["synthetic_av"].version == 1
     one, other = clip("test", 0), clip("train", 7)
     assert one.labels == {"o": -0.1488, "a": -0.0705, "v": -0.2043} and other.labels == {"o": -0.0575, "a": -0.9463, "v": 0.837}
     assert one.tags == {"snr_db": 0.617, "identity": "test-029", "voice": "test-029", "sentence": "the police moved the wrong key before dinner"}
@@ -213,13 +213,13 @@ def test_a_clip_that_looks_or_sounds_otherwise_needs_a_new_version():
 
 
 @pytest.fixture
-def made(tmp_path) -> synthetic.SyntheticAV:
-    return synthetic.SyntheticAV(SEED, "test", 3, tmp_path, SHIPPED)
+def made(tmp_path) -> synthetic.Synthetic:
+    return synthetic.Synthetic("synthetic_av", SEED, "test", 3, tmp_path, SHIPPED)
 
 
 def test_a_worker_process_writes_the_same_clips(made):
     made.folder.mkdir(parents=True)
-    subprocess.run([sys.executable, "-m", "edgekit.datasets.synthetic", str(SEED), "test", str(made.folder)], input="[0, 1, 2]", text=True, cwd=ROOT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "edgekit.datasets.synthetic", "synthetic_av", str(SEED), "test", str(made.folder)], input="[0, 1, 2]", text=True, cwd=ROOT, check=True, timeout=120)
     assert made._missing() == []
     for k, id in enumerate(made.ids):
         got, want = made.clip(id), clip("test", k)
@@ -229,7 +229,7 @@ def test_a_worker_process_writes_the_same_clips(made):
 
 def test_many_clips_are_made_by_many_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic.os, "cpu_count", lambda: 2)
-    many = synthetic.SyntheticAV(SEED, "test", 8, tmp_path, SHIPPED)
+    many = synthetic.Synthetic("synthetic_av", SEED, "test", 8, tmp_path, SHIPPED)
     assert np.array_equal(many.clip("test-00001").audio, clip("test", 1).audio)
     assert many._missing() == [] and not list(many.folder.glob("*.part"))
 
@@ -243,7 +243,7 @@ def test_the_first_clips_are_the_same_whatever_the_count(tmp_path):
 
 def test_the_digest_changes_with_seed_count_and_split_and_not_with_the_place(tmp_path):
     def digest(seed=1, split="test", count=5, root=tmp_path):
-        return synthetic.SyntheticAV(seed, split, count, root, SHIPPED).digest()
+        return synthetic.Synthetic("synthetic_av", seed, split, count, root, SHIPPED).digest()
 
     digests = [digest(), digest(seed=2), digest(split="train"), digest(count=6)]
     assert len(set(digests)) == 4
@@ -273,7 +273,7 @@ def test_a_damaged_clip_is_made_again(made, damage):
         stamp.write_bytes(b"\xff")
     else:
         npz.write_bytes((made.folder / "test-00002.npz").read_bytes())
-    for dataset in (made, synthetic.SyntheticAV(SEED, "test", 3, made.folder.parents[1], SHIPPED)):
+    for dataset in (made, synthetic.Synthetic("synthetic_av", SEED, "test", 3, made.folder.parents[1], SHIPPED)):
         assert np.array_equal(dataset.clip("test-00001").frames, clip("test", 1).frames)
 
 
@@ -291,9 +291,9 @@ def test_a_worker_that_fails_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic.os, "cpu_count", lambda: 2)
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match=r"making clips failed: .*test-0000\d.npz: cannot be written \(No such file or directory\)"):
-        list(synthetic._generate(SEED, "test", list(range(8)), tmp_path / "gone"))
+        list(synthetic._generate("synthetic_av", SEED, "test", list(range(8)), tmp_path / "gone"))
     with pytest.raises(ResourceError, match="cannot be made"):
-        synthetic.SyntheticAV(SEED, "test", 1, tmp_path / "file", SHIPPED).clip("test-00000")
+        synthetic.Synthetic("synthetic_av", SEED, "test", 1, tmp_path / "file", SHIPPED).clip("test-00000")
 
 
 @pytest.mark.parametrize(
