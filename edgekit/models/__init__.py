@@ -33,11 +33,13 @@ from ..document import suggestion
 from ..errors import RecipeError
 
 MODELS = {
+    "attsf": "edgekit.models.attsf",
     "mhlt": "edgekit.models.mhlt",
     "tiny": "edgekit.models.tiny",
 }
 # The keys of each CONFIGS, so that a plan refuses a wrong name without importing torch.
 CONFIG_NAMES = {
+    "attsf": ("default", "ravdess_l2", "ravdess_gat", "iemocap", "iemocap_text", "mosi", "small", "small_l2", "small_gat", "tiny"),
     "mhlt": ("default", "small", "tiny"),
     "tiny": ("default", "tiny"),
 }
