@@ -217,9 +217,10 @@ def render(identity: Identity, motion: Motion, size: int, rng: np.random.Generat
     teeth = hole * cover(my + gap * 0.2) * np.clip(opening * 1.5 + smile + lifted + nose, 0, 1)
     paint(teeth, (0.92, 0.9, 0.86))
     # Nasolabial folds deepen with any strong expression.
+    effort = np.maximum(np.maximum(smile, 0.6 * frown), np.maximum(lifted, nose))
     for side in (-1, 1):
         fold = np.abs(fx - side * (0.24 + 0.25 * (y - 0.2))) - 0.012
-        paint(cover(np.maximum(fold, np.abs(y - 0.36) - 0.12)) * (0.15 + 0.5 * np.maximum.reduce([smile, 0.6 * frown, lifted, nose])), skin * 0.7)
+        paint(cover(np.maximum(fold, np.abs(y - 0.36) - 0.12)) * (0.15 + 0.5 * effort), skin * 0.7)
     if i.glasses:
         for side in (-1, 1):
             rim = np.abs(ellipse(fx - side * i.eye_distance, y - eye_y - 0.01, 0.21, 0.17)) - 0.018
