@@ -52,7 +52,7 @@ class EfficientFaceSize:
 
 SIZES = {
     "default": EfficientFaceSize(),
-    "small": EfficientFaceSize(repeats=(3, 4, 3), channels=(24, 96, 160, 224, 256), image=64),
+    "small": EfficientFaceSize(repeats=(3, 4, 3), channels=(24, 96, 160, 208, 224), image=64),
     "tiny": EfficientFaceSize(repeats=(2, 2, 2), channels=(4, 16, 32, 32, 64), image=64, reduction=4),
 }
 
