@@ -32,6 +32,8 @@ DATASETS = {
     "synthetic_av": "edgekit.datasets.synthetic",
     "synthetic_emotion": "edgekit.datasets.synthetic",
     "synthetic_va": "edgekit.datasets.synthetic",
+    "ravdess": "edgekit.datasets.ravdess",
+    "cremad": "edgekit.datasets.cremad",
 }
 
 
