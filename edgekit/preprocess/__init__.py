@@ -50,8 +50,8 @@ audio.features: named spectra of the sound, instead of `wave`. All in float64 (8
     1. x = audio/scale, cut by `per`:
        clip: S = samples. `fit: start` keeps the first S, `center` those from max(0, m-S)/2 on (m: how
            many there are); zeros follow on the right up to S.                    -> [D, columns]
-       subsequence: samples s(b) to s(e+1)-1 of window k, as far as there are any; zeros go before
-           them up to `samples`.                                           -> [K, 1, D, columns]
+       subsequence: samples s(b) to s(e+1)-1 of window k (with `until: start_of_frame` to s(e)-1), as
+           far as there are any; zeros go before them up to `samples`.     -> [K, 1, D, columns]
        frame: columns, see 2, around the sample s(i) of each output frame i.                -> [T, D]
     2. Columns. With `center`, n_fft/2 samples are put before and after x first: zeros (`pad_mode:
        constant`), or x mirrored without its outermost sample (`reflect`). Column c holds the n_fft samples
@@ -75,7 +75,8 @@ audio.features: named spectra of the sound, instead of `wave`. All in float64 (8
        where c < 4 takes the value of c = 4, and the last four that of the fifth from the end. `per: frame`
        instead takes the columns around the samples s(i) + v*hop_length; they count in 5.
     7. out = (value + shift)/scale; each one number (0 and 1 if not given), or one per row of D.
-    8. `per: subsequence` with `frames`: the last `frames` columns; zeros go before fewer.
+    8. `per: subsequence`: the last `frames` columns (if not given, as many as `samples` have); zeros go
+       before fewer.
     mfcc is what librosa >= 0.10 calls feature.mfcc, and log_mel torchaudio's MelSpectrogram followed by
     AmplitudeToDB("power", 80), each in exact arithmetic.
 

@@ -10,6 +10,8 @@ from edgekit.datasets import Clip
 from edgekit.errors import DataError
 from edgekit.resize import resize_bilinear
 
+_MAX_MS = 1e9  # eleven days; keeps samples within 64 bits
+
 
 def video(spec: dict[str, Any], clip: Clip) -> np.ndarray:
     """The `video` section: float32 [K, 3, T, H, W] in its layout.
@@ -82,8 +84,8 @@ def frame_times(clip: Clip) -> np.ndarray:
     times = clip.frame_ms
     if not isinstance(times, np.ndarray) or times.shape != (n,) or times.dtype.kind not in "fiu":
         raise DataError(f"clip {clip.id}: frame_ms must be a number for each of {n} frames, got {describe(times)}")
-    if not np.isfinite(times).all() or (np.diff(times) < 0).any():
-        raise DataError(f"clip {clip.id}: frame_ms must be finite and must not fall")
+    if not (np.abs(times) <= _MAX_MS).all() or (np.diff(times) < 0).any():
+        raise DataError(f"clip {clip.id}: frame_ms must be finite, within {_MAX_MS:g} ms, and must not fall")
     return np.append(times.astype(np.float64), float(times[-1]) + 1000.0 / float(clip.fps))
 
 

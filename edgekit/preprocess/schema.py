@@ -21,6 +21,7 @@ _VIDEO_KEYS = ("clips", "frames_per_clip", "height", "width", "layout", *_VIDEO_
 _AUDIO_KEYS = ("sample_rate_hz", "samples", "scale", "normalize", *_AUDIO_CONSTANTS)
 _SPECTRUM_KEYS = ("kind", "per", "n_fft", "win_length", "window", "n_mels", "f_min", "f_max")
 _CUT_KEYS = {"clip": ("samples", "fit", "hop_length", "center"), "subsequence": ("samples", "hop_length", "center"), "frame": ()}  # of every `per`
+_CHOICES = {"window": ("hann", "hamming"), "fit": ("start", "center"), "center": (True, False), "pad_mode": ("constant", "reflect"), "deltas": (True, False), "until": sound.UNTIL}
 
 _MAX_SIZE = 1 << 24  # of any count in a spec; keeps the index arithmetic within 64 bits
 
@@ -89,24 +90,23 @@ def _check_sound_features(spec: dict[str, Any]) -> None:
 
 
 def _check_spectrum(how: Any, path: str, sample_rate_hz: int, video: dict[str, Any] | None) -> None:
-    given = how if isinstance(how, dict) else {}
-    kind, per, deltas = given.get("kind"), given.get("per"), given.get("deltas", False)
-    keys = _SPECTRUM_KEYS + (_CUT_KEYS.get(per, ()) if isinstance(per, str) else ())
-    keys += ("pad_mode",) * (given.get("center") is True) + ("hop_length",) * (per == "frame" and deltas is True)
-    optional = ("shift", "scale") + ("frames",) * (per == "subsequence")
-    if kind == "mfcc":
+    _present(how, path, ("kind", "per"))
+    _one_of(how, path, "kind", ("mfcc", "log_mel"))
+    _one_of(how, path, "per", _CUT_KEYS)
+    for key, known in _CHOICES.items():
+        if key in how:
+            _one_of(how, path, key, known)
+    per = how["per"]
+    keys = (*_SPECTRUM_KEYS, *_CUT_KEYS[per])
+    keys += ("pad_mode",) * (how.get("center") is True) + ("hop_length",) * (per == "frame" and how.get("deltas") is True)
+    optional = ("shift", "scale") + ("frames", "until") * (per == "subsequence")
+    if how["kind"] == "mfcc":
         keys, optional = (*keys, "n_mfcc"), (*optional, "deltas")
-    _one_of({"kind": None, **given}, path, "kind", ("mfcc", "log_mel"))
-    _one_of({"per": None, **given}, path, "per", tuple(_CUT_KEYS))
     _keys(how, path, keys, optional=optional)
 
     for key in ("samples", "n_fft", "win_length", "hop_length", "n_mels", "n_mfcc", "frames"):
         if key in how:
             _count(how, path, key)
-    _one_of(how, path, "window", ("hann", "hamming"))
-    for key, known in (("fit", ("start", "center")), ("center", (True, False)), ("pad_mode", ("constant", "reflect")), ("deltas", (True, False))):
-        if key in how:
-            _one_of(how, path, key, known)
     for key, most, of in (("win_length", how["n_fft"], "n_fft"), ("n_mfcc", how["n_mels"], "n_mels")):
         if key in how and how[key] > most:
             raise DataError(f"preprocess.json: `{path}.{key}` is {how[key]}, more than `{of}` {most}")
@@ -162,12 +162,16 @@ def _names(section: Any, path: str, taken: tuple[str, ...]) -> None:
             raise DataError(f"preprocess.json: `{path}.{name}`: another input has that name")
 
 
-def _keys(section: Any, path: str, keys: tuple[str, ...], constants: dict[str, str] | None = None, optional: tuple[str, ...] = ()) -> None:
+def _present(section: Any, path: str, keys: tuple[str, ...]) -> None:
     if not isinstance(section, dict):
         raise DataError(f"preprocess.json: `{path}` must be a mapping, got {section!r}")
     for key in keys:
         if key not in section:
             raise DataError(f"preprocess.json: `{path}.{key}` is missing")
+
+
+def _keys(section: Any, path: str, keys: tuple[str, ...], constants: dict[str, str] | None = None, optional: tuple[str, ...] = ()) -> None:
+    _present(section, path, keys)
     for key in section:
         if key not in (*keys, *optional):
             raise DataError(f"preprocess.json: unknown key `{path}.{key}`", f"known: {', '.join((*keys, *optional))}")

@@ -14,6 +14,7 @@ from edgekit.errors import DataError
 from .picture import describe, frame_count, frame_times, output_count, output_frames, refuse_nan, subsequence_spans
 
 POWER_FLOOR, TOP_DB = 1e-10, 80.0
+UNTIL = ("end_of_frame", "start_of_frame")
 REACH = 4  # columns on either side that a delta looks at
 # Least squares over 9 columns: slope of a line, and second derivative of a parabola (Savitzky & Golay 1964).
 DELTA = np.arange(-4, 5) / 60.0
@@ -42,7 +43,7 @@ def feature(name: str, spec: dict[str, Any], clip: Clip) -> np.ndarray:
     if how["per"] == "frame":
         return np.ascontiguousarray(np.float32(_at_frames(how, audio, x, _centres(spec, clip))).T)
     out = np.zeros(shape(how, spec), np.float32)
-    for part, (start, end) in zip(out, _spans(spec, clip), strict=True):
+    for part, (start, end) in zip(out, _spans(spec, clip, how.get("until", UNTIL[0])), strict=True):
         heard = x[start:end]
         heard = np.concatenate([np.zeros(max(0, how["samples"] - len(heard))), heard])
         columns = _coefficients(how, audio, heard)[:, -part.shape[-1] :]
@@ -195,12 +196,13 @@ def _centres(spec: dict[str, Any], clip: Clip) -> np.ndarray:
     return _sample_at(times, spec["audio"]["sample_rate_hz"])
 
 
-def _spans(spec: dict[str, Any], clip: Clip) -> list[tuple[int, int]]:
+def _spans(spec: dict[str, Any], clip: Clip, until: str) -> list[tuple[int, int]]:
     """The samples [start, end) that are heard during every sub-sequence."""
     video = spec["video"]
     first, last = subsequence_spans(frame_count(clip), video["clips"], video["frames_per_window"])
     at = np.clip(_sample_at(frame_times(clip), spec["audio"]["sample_rate_hz"]), 0, len(clip.audio))
-    return list(zip(at[first].tolist(), at[last + 1].tolist(), strict=True))
+    end = last + 1 if until == "end_of_frame" else last
+    return list(zip(at[first].tolist(), at[end].tolist(), strict=True))
 
 
 def _sample_at(times_ms: np.ndarray, sample_rate_hz: int) -> np.ndarray:
