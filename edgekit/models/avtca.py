@@ -93,33 +93,29 @@ CONFIGS = {
 
 
 class AudioNet(nn.Module):
-    """MFCCs [n, coefficients, steps]; a block is convolution (3, unpadded), batch norm, ReLU, maximum of two neighbours: three steps less."""
+    """Four blocks of convolution (3, unpadded), batch norm, ReLU, maximum of two neighbours; each shortens by three steps."""
 
     def __init__(self, coefficients: int, channels: tuple[int, ...]):
         super().__init__()
         for i, (c_in, c_out) in enumerate(zip((coefficients, *channels), channels, strict=False)):
             self.add_module(f"conv1d_{i}", nn.Sequential(nn.Conv1d(c_in, c_out, 3), nn.BatchNorm1d(c_out), nn.ReLU(inplace=True), nn.MaxPool1d(2, 1)))
 
-    def stage1(self, mfcc: Tensor) -> Tensor:
-        return self.conv1d_1(self.conv1d_0(mfcc))
-
-    def stage2(self, x: Tensor) -> Tensor:
-        return self.conv1d_3(self.conv1d_2(x))
+    def forward(self, x: Tensor, pair: int) -> Tensor:
+        """[n, c, steps] through the first pair of blocks or the second, which stand on either side of the streams' meeting."""
+        return self.conv1d_1(self.conv1d_0(x)) if pair == 0 else self.conv1d_3(self.conv1d_2(x))
 
 
 class VideoNet(EfficientFace):
-    """EfficientFace, and convolutions (3, padded) over the frames' vectors; one module, since the public keys have it so."""
+    """EfficientFace, and four blocks of convolution (3, padded) over the frames' vectors; one module, since the public keys have it so."""
 
     def __init__(self, face: EfficientFaceSize, channels: tuple[int, ...]):
         super().__init__(face)
         for i, (c_in, c_out) in enumerate(zip((face.last, *channels), channels, strict=False)):
             self.add_module(f"conv1d_{i}", nn.Sequential(nn.Conv1d(c_in, c_out, 3, padding=1), nn.BatchNorm1d(c_out), nn.ReLU(inplace=True)))
 
-    stage1 = AudioNet.stage1
-
-    def over_time(self, x: Tensor) -> Tensor:
-        """The second pair of convolutions; `stage2` is one of EfficientFace's."""
-        return self.conv1d_3(self.conv1d_2(x))
+    def forward(self, x: Tensor, pair: int | None = None) -> Tensor:
+        """Faces [n, 3, h, w] → [n, last]; with `pair`, frames' vectors [n, c, t] through that pair of blocks."""
+        return self.features(x) if pair is None else AudioNet.forward(self, x, pair)
 
 
 class Attention(nn.Module):
@@ -188,13 +184,13 @@ class AVTCA(nn.Module):
 
     def fuse(self, mfcc: Tensor, frame_features: Tensor) -> Tensor:
         """[n, coefficients, steps] and [n, t, face.last] → logits [n, classes]. Either may have n = 1."""
-        audio = self.audio_model.stage1(mfcc)
-        video = self.visual_model.stage1(frame_features.transpose(1, 2))
+        audio = self.audio_model(mfcc, 0)
+        video = self.visual_model(frame_features.transpose(1, 2), 0)
         n = max(len(audio), len(video))
         audio, video = audio.expand(n, -1, -1), video.expand(n, -1, -1)
         heard, seen = audio.transpose(1, 2), video.transpose(1, 2)
-        audio = self.audio_model.stage2(audio + self.av1(heard, seen).transpose(1, 2)).transpose(1, 2)
-        video = self.visual_model.over_time(video + self.va1(seen, heard).transpose(1, 2)).transpose(1, 2)
+        audio = self.audio_model(audio + self.av1(heard, seen).transpose(1, 2), 1).transpose(1, 2)
+        video = self.visual_model(video + self.va1(seen, heard).transpose(1, 2), 1).transpose(1, 2)
         if self.is_release:
             pooled = [self.finalAttention(x, x).mean(1) for x in (audio, video)]
         else:
@@ -422,11 +418,8 @@ class Tower(nn.Module):
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         x = batch[self.source]
         if self.source == "video":
-            features = self.net(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-            x = self.net.over_time(self.net.stage1(features.transpose(1, 2)))
-        else:
-            x = self.net.stage2(self.net.stage1(x))
-        return {OUTPUT: self.fc(x.mean(2))}
+            x = self.net(x.flatten(0, 1)).unflatten(0, x.shape[:2]).transpose(1, 2)
+        return {OUTPUT: self.fc(self.net(self.net(x, 0), 1).mean(2))}
 
 
 def towers(module: AVTCA) -> dict[str, Tower]:
