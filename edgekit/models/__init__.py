@@ -34,6 +34,7 @@ from ..errors import RecipeError
 
 MODELS = {
     "attsf": "edgekit.models.attsf",
+    "aver": "edgekit.models.aver",
     "avtca": "edgekit.models.avtca",
     "leader_follower": "edgekit.models.leader_follower",
     "mhlt": "edgekit.models.mhlt",
@@ -42,6 +43,7 @@ MODELS = {
 # The keys of each CONFIGS, so that a plan refuses a wrong name without importing torch.
 CONFIG_NAMES = {
     "attsf": ("default", "ravdess_l2", "ravdess_gat", "iemocap", "iemocap_text", "mosi", "small", "small_l2", "small_gat", "tiny"),
+    "aver": ("default", "release", "paper", "small", "tiny"),
     "avtca": ("default", "release", "cremad", "mosei", "small", "tiny"),
     "leader_follower": ("default", "release", "release_valence", "release_arousal", "small", "tiny"),
     "mhlt": ("default", "small", "tiny"),
