@@ -150,8 +150,9 @@ def test_labels_that_do_not_fit_the_frames_are_refused():
     [
         ({}, "no features `vggish`, it has none"),
         ({"mfcc": np.zeros((4, 2), np.float32)}, "no features `vggish`, it has mfcc"),
-        ({"vggish": np.zeros((5, 2), np.float32)}, r"must be float32 \[4, 2\], a row per frame, got float32 \[5, 2\]"),
-        ({"vggish": np.zeros((4, 3), np.float32)}, "got float32"),
+        ({"vggish": np.zeros((5, 2), np.float32)}, r"are float32 \[5, 2\], expected a row for each of 4 frames"),
+        ({"vggish": np.zeros((4, 3), np.float32)}, r"must be float32 \[rows, 2\], got float32 \[4, 3\]"),
+        ({"vggish": np.zeros(4, np.float32)}, r"got float32 \[4\]"),
         ({"vggish": np.zeros((4, 2), np.int32)}, "got int32"),
         ({"vggish": [[0.0, 0.0]] * 4}, "got list"),
         ({"vggish": np.full((4, 2), np.nan, np.float32)}, "hold NaN"),
@@ -160,6 +161,17 @@ def test_labels_that_do_not_fit_the_frames_are_refused():
 def test_features_that_cannot_be_used_are_refused(features, says):
     with pytest.raises(DataError, match=f"clip c: .*{says}"):
         preprocess({"video": VIDEO, "features": FEATURES}, numbered(4, features=features))
+
+
+@pytest.mark.parametrize("n_words", [0, 2, 3, 5])
+def test_features_of_a_whole_clip_are_cut_or_filled_to_their_rows(n_words):
+    words = np.random.default_rng(1).normal(size=(n_words, 2)).astype(np.float32)
+    spec = {"features": {"words": {"per": "clip", "rows": 3, "dim": 2, "mean": 1.0, "std": [0.5, 4.0]}}}
+    got = preprocess(spec, numbered(4, features={"words": words}))["words"]
+    assert got.shape == shapes(spec)["words"] == (3, 2) and sources(spec) == {"words": "features"}
+    kept = min(n_words, 3)
+    np.testing.assert_array_equal(got[:kept], (words[:3] - np.float32(1)) / np.float32([0.5, 4]))
+    assert not got[kept:].any()
 
 
 # What a spec says of its inputs.
@@ -219,7 +231,10 @@ def test_the_window_is_what_fills_the_inputs():
         ({"features": {"v": {"dim": 2, "mean": [0, 0]}}}, "`features.v.std` is missing"),
         ({"features": {"v": {"dim": 2, "mean": [0, 0], "std": [1, 0]}}}, "`features.v.std` must be 2 finite positive numbers"),
         ({"features": {"v": {"dim": 2, "mean": [0], "std": [1, 1]}}}, "`features.v.mean` must be 2 finite numbers"),
-        ({"features": {"v": {"dim": 2, "mean": 0, "std": [1, 1]}}}, "`features.v.mean` must be a list of 2 numbers"),
+        ({"features": {"v": {"dim": 2, "mean": None, "std": [1, 1]}}}, "`features.v.mean` must be 2 finite numbers"),
+        ({"features": {"v": {"per": "word", "dim": 2, "mean": 0, "std": 1}}}, "`features.v.per` is 'word', defined are frame, clip"),
+        ({"features": {"v": {"per": "clip", "dim": 2, "mean": 0, "std": 1}}}, "`features.v.rows` is missing"),
+        ({"features": {"v": {"rows": 3, "dim": 2, "mean": 0, "std": 1}}}, "unknown key `features.v.rows`"),
         ({"features": {"v": {"dim": 0, "mean": [], "std": []}}}, "`features.v.dim`"),
         ({"features": {"v": {"dim": 1, "mean": [math.nan], "std": [1]}}}, "`features.v.mean`"),
     ],
@@ -231,5 +246,5 @@ def test_a_spec_that_is_not_defined_is_refused_by_its_key(changes, says):
 
 
 def test_features_need_a_video_to_choose_frames_by():
-    with pytest.raises(DataError, match="`features` are taken at the frames"):
+    with pytest.raises(DataError, match="`features.vggish` are taken at the frames"):
         check_spec({"features": FEATURES})

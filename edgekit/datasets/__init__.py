@@ -29,11 +29,15 @@ SPLITS = ("train", "calibration", "test")
 # Imported when first opened: a loader may need numpy, PyAV or a synthesizer.
 DATASETS = {
     "folder": "edgekit.datasets.folder",
+    "affwild2": "edgekit.datasets.affwild2",
     "synthetic_av": "edgekit.datasets.synthetic",
     "synthetic_emotion": "edgekit.datasets.synthetic",
     "synthetic_va": "edgekit.datasets.synthetic",
     "ravdess": "edgekit.datasets.ravdess",
     "cremad": "edgekit.datasets.cremad",
+    "iemocap": "edgekit.datasets.iemocap",
+    "cmu_mosi": "edgekit.datasets.cmu_mosi",
+    "cmu_mosei": "edgekit.datasets.cmu_mosei",
 }
 
 
@@ -52,7 +56,8 @@ class Clip:
         tags: what to slice results by, e.g. {"snr_db": 5.0, "voice": "f2"}.
         frame_ms: float64 [n], when each frame was taken, in ms from the start of `audio`; never falls.
             None: frame i is at 1000*i/fps.
-        features: float32 [n, dim] each, one row per frame, made by somebody else's network, e.g. {"vggish": ...}.
+        features: float32 [n, dim] each, one row per frame, made by somebody else's network, e.g. {"vggish": ...};
+            or [rows, dim] of something else that is in order, such as words.
     """
 
     id: str

@@ -80,8 +80,10 @@ audio.features: named spectra of the sound, instead of `wave`. All in float64 (8
     mfcc is what librosa >= 0.10 calls feature.mfcc, and log_mel torchaudio's MelSpectrogram followed by
     AmplitudeToDB("power", 80), each in exact arithmetic.
 
-features: float32 [n, dim] of the clip, made by another network -> float32 [T, dim], the rows of the
-    output frames: out = (value - mean)/std in float32.
+features: float32 [rows, dim] that come with the clip, made by another network; mean and std one number,
+    or one per column: out = (value - mean)/std in float32.
+       per: frame (or not given): a row for every frame; those of the output frames           -> [T, dim]
+       per: clip: rows of something else, such as words; the first `rows`, zeros after fewer -> [rows, dim]
 
 Nothing is resampled here: a clip at another sample rate is refused, since the resampling filter
 would be one more thing that the device must have in common with the host.
@@ -146,7 +148,8 @@ def shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             sizes = {"K": section["clips"], "C": 3, "T": section["frames_per_clip"], "H": section["height"], "W": section["width"]}
             found[name] = tuple(sizes[axis] for axis in section["layout"])
         elif source == "features":
-            found[name] = (picture.output_count(spec["video"]), section[name]["dim"])
+            how = section[name]
+            found[name] = (how["rows"] if how.get("per") == "clip" else picture.output_count(spec["video"]), how["dim"])
         elif "features" in section:
             found[name] = sound.shape(section["features"][name], spec)
         else:
@@ -204,9 +207,15 @@ def _feature(name: str, spec: dict[str, Any], clip: Clip) -> np.ndarray:
     how = spec["features"][name]
     if name not in clip.features:
         raise DataError(f"clip {clip.id}: no features `{name}`, it has {', '.join(clip.features) or 'none'}")
-    values, n = clip.features[name], picture.frame_count(clip)
-    if not isinstance(values, np.ndarray) or values.shape != (n, how["dim"]) or values.dtype.kind != "f":
-        raise DataError(f"clip {clip.id}: features `{name}` must be float32 [{n}, {how['dim']}], a row per frame, got {picture.describe(values)}")
+    values = clip.features[name]
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.shape[1] != how["dim"] or values.dtype.kind != "f":
+        raise DataError(f"clip {clip.id}: features `{name}` must be float32 [rows, {how['dim']}], got {picture.describe(values)}")
     picture.refuse_nan(clip, f"features `{name}`", values)
-    rows = np.float32(values)[picture.output_frames(spec["video"], clip)]
-    return (rows - np.float32(how["mean"])) / np.float32(how["std"])
+    whole = (np.float32(values) - np.float32(how["mean"])) / np.float32(how["std"])
+    if how.get("per") == "clip":
+        out = np.zeros((how["rows"], how["dim"]), np.float32)
+        out[: len(whole)] = whole[: how["rows"]]
+        return out
+    if len(whole) != (n := picture.frame_count(clip)):
+        raise DataError(f"clip {clip.id}: features `{name}` are {picture.describe(values)}, expected a row for each of {n} frames")
+    return whole[picture.output_frames(spec["video"], clip)]

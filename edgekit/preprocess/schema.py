@@ -141,14 +141,16 @@ def _check_features(spec: dict[str, Any]) -> None:
     _names(spec["features"], "features", taken)
     for name, how in spec["features"].items():
         path = f"features.{name}"
-        _keys(how, path, ("dim", "mean", "std"))
-        _count(how, path, "dim")
-        for key in ("mean", "std"):
-            if not isinstance(how[key], (list, tuple)):
-                raise DataError(f"preprocess.json: `{path}.{key}` must be a list of {how['dim']} numbers, got {how[key]!r}")
-            _check_numbers(how, path, key, how["dim"], positive=key == "std")
-    if "video" not in spec:
-        raise DataError("preprocess.json: `features` are taken at the frames that `video` takes, but there is no `video`")
+        _present(how, path, ("dim", "mean", "std"))
+        _one_of({"per": "frame", **how}, path, "per", ("frame", "clip"))
+        is_whole = how.get("per") == "clip"
+        _keys(how, path, ("dim", "mean", "std") + ("rows",) * is_whole, optional=("per",))
+        for key in ("dim", "rows") if is_whole else ("dim",):
+            _count(how, path, key)
+        _check_numbers(how, path, "mean", how["dim"])
+        _check_numbers(how, path, "std", how["dim"], positive=True)
+        if not is_whole and "video" not in spec:
+            raise DataError(f"preprocess.json: `{path}` are taken at the frames that `video` takes, but there is no `video`", "features of a whole clip are `per: clip`")
 
 
 def _names(section: Any, path: str, taken: tuple[str, ...]) -> None:
