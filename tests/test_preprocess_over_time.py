@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -197,6 +199,14 @@ def test_a_spec_says_which_inputs_it_makes_of_what_and_how_large():
         got = preprocess(spec, numbered(n))
         assert list(got) == list(sources(spec)) and {k: v.shape for k, v in got.items()} == shapes(spec)
         assert all(v.dtype == np.float32 and np.isfinite(v).all() and v.flags.c_contiguous for v in got.values())
+
+
+def test_the_guides_examples_are_specs():
+    blocks = re.findall(r"```json\n(.*?)```", (Path(__file__).parents[1] / "docs/data.md").read_text(), re.S)
+    assert [shapes(json.loads(block)) for block in blocks] == [
+        {"video": (15, 3, 224, 224), "mfcc": (12, 121)},
+        {"video": (16, 3, 8, 112, 112), "mel": (16, 1, 64, 104)},
+    ]
 
 
 def test_a_wave_is_made_of_the_sound():
