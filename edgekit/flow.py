@@ -73,6 +73,97 @@ def run_flow(
     return {name: _tensor(tensors, name, "flow outputs") for name in flow["outputs"]}
 
 
+def task_of(flow: Mapping[str, Any]) -> str:
+    """What the primary output is: "value" (one number a window), "classes" (a score for each class) or "timeline" (numbers over time)."""
+    return flow.get("task", "value")
+
+
+def primaries(flow: Mapping[str, Any]) -> list[str]:
+    """The outputs that a model is scored by: one, or several of a timeline."""
+    names = flow["primary"]
+    return [names] if isinstance(names, str) else list(names)
+
+
+def title_of(flow: Mapping[str, Any]) -> str:
+    """The scored outputs in one text, such as `o` or `valence, arousal`."""
+    return ", ".join(primaries(flow))
+
+
+def scored(flow: Mapping[str, Any], tensors: Mapping[str, np.ndarray], row: str = "") -> np.ndarray:
+    """What the metrics of the flow's task take, clips first: [n], [n, C] or [n, T, D] with the D outputs in their order.
+
+    Args:
+        tensors: {row + output: [n, ...]}, or labels by the same names.
+    """
+    values = [np.asarray(tensors[f"{row}{name}"]) for name in primaries(flow)]
+    return np.stack(values, axis=-1) if task_of(flow) == "timeline" else values[0]
+
+
+class Live:
+    """A flow as a live system runs it: engines run on what is new, and `keep` in its host steps holds the rest of the window.
+
+    Example: with `{"step": "keep", "tensor": "clip_feature", "count": 7}` a window of 8 clips is answered with one run of the
+    clip encoder, since the features of the other 7 are known. Answers equal `run_flow` on the same window.
+    """
+
+    def __init__(self, flow: dict[str, Any], sessions: Mapping[str, Session]):
+        """
+        Raises:
+            EdgekitError: no step's output is kept, or what is kept comes from an engine with states.
+        """
+        self._flow, self._sessions = flow, sessions
+        kept = {step["tensor"]: step["count"] for step in flow.get("host_steps", []) if step["step"] == "keep"}
+        self._steps = [step for step in flow["steps"] if set(step.get("stack", {})) & set(kept)]
+        if not self._steps:
+            raise EdgekitError("flow.json: nothing is kept from window to window", "add `{step: keep, tensor, count}` to its host steps")
+        for step in self._steps:
+            if flow.get("states", {}).get(step["engine"]):
+                raise EdgekitError(f"flow.json: `{step['engine']}` has states, so its outputs cannot be kept in place of running it")
+        self._rings: dict[str, list[np.ndarray]] = {}
+        self.runs: dict[str, int] = {}
+
+    def reset(self) -> None:
+        """Forget the window."""
+        self._rings.clear()
+
+    @property
+    def inputs(self) -> list[str]:
+        """The flow inputs that come piece by piece."""
+        return [source for step in self._steps for source in step["each"].values()]
+
+    def push(self, piece: Mapping[str, np.ndarray], whole: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray] | None:
+        """Take the newest element of every input that comes in pieces, and the other inputs whole.
+
+        Args:
+            piece: {flow input: its next element, without the axis that `each` runs over}.
+            whole: the flow inputs that no kept step reads, of the window that ends now.
+
+        Returns:
+            the answer for the window that ends here; None until it is full.
+        """
+        for step in self._steps:
+            missing = [name for name in step["each"].values() if name not in piece]
+            if missing:
+                raise EdgekitError(f"flow input `{missing[0]}` is missing", f"given: {', '.join(sorted(piece)) or 'nothing'}")
+            outputs = self._sessions[step["engine"]]({port: np.asarray(piece[source], np.float32)[None] for port, source in step["each"].items()})
+            self.runs[step["engine"]] = self.runs.get(step["engine"], 0) + 1
+            for port, name in step["stack"].items():
+                ring = self._rings.setdefault(name, [])
+                ring.append(_without_batch(outputs[port], step["engine"], port))
+                del ring[: max(0, len(ring) - self._length(step))]
+        if any(len(self._rings[name]) < self._length(step) for step in self._steps for name in step["stack"].values()):
+            return None
+        rest = {**self._flow, "steps": [step for step in self._flow["steps"] if step not in self._steps]}
+        ready = {name: np.stack(ring) for name, ring in self._rings.items()}
+        others = {name: want for name, want in self._flow["inputs"].items() if name not in self.inputs}
+        rest["inputs"] = {**others, **{name: {"shape": list(value.shape), "dtype": "float32"} for name, value in ready.items()}}
+        return run_flow(rest, self._sessions, {**(whole or {}), **ready})
+
+    def _length(self, step: dict[str, Any]) -> int:
+        """Elements in a window: what the input's first axis holds."""
+        return int(self._flow["inputs"][next(iter(step["each"].values()))]["shape"][0])
+
+
 def runs_per_window(flow: dict[str, Any]) -> dict[str, int]:
     """How often each engine runs for one window: {engine: runs}.
 

@@ -7,11 +7,12 @@ augmentation come from a generator seeded by (seed, epoch), so a resumed run equ
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,12 +21,13 @@ import numpy as np
 from pydantic import Field
 
 from . import document, models
-from .artifact import sha256_of
+from .artifact import hash_file, sha256_of
 from .datasets import Dataset, open_dataset
 from .document import Schema
-from .errors import DataError, RecipeError, ResourceError
+from .errors import CheckpointError, DataError, RecipeError, ResourceError
 from .losses import regression_loss
-from .preprocess import preprocess
+from .models.checkpoint import read_state
+from .preprocess import labels_of, preprocess, sources
 from .progress import note, track
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-MODALITIES = {"both": (), "audio": ("video",), "video": ("wave",)}  # → inputs that are silenced
+MODALITIES = {"both": (), "audio": ("video",), "video": ("audio", "features")}  # → sources of the inputs that are silenced
+Loss = Callable[[dict[str, "Tensor"], dict[str, "Tensor"]], "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -59,32 +62,70 @@ class Schedule:
 
 
 class ClipBank:
-    """A data set's clips, preprocessed once and held in memory as float16 (about 0.9 MB each for `small`)."""
+    """A data set's clips, preprocessed once and held in memory, video as float16 (about 0.9 MB each for MHLT's `small`).
+
+    Attributes:
+        inputs: {flow input: [n, ...]}; labels: {name: [n] or [n, T]}.
+        constants: {flow input: [1, ...]}, the same for all clips, such as a modality that is silenced.
+    """
 
     def __init__(self, dataset: Dataset, spec: dict, what: str = "load training clips"):
         import torch
 
+        self.sources = sources(spec)
         inputs: dict[str, list] = {}
         labels: dict[str, list] = {}
         for id in track(dataset.ids, what):
             clip = dataset.clip(id)
             for name, value in preprocess(spec, clip).items():
-                inputs.setdefault(name, []).append(value.astype(np.float16))
-            for name, value in clip.labels.items():
+                # Half precision holds any pixel and sample; decibels and cepstra need more.
+                inputs.setdefault(name, []).append(value.astype(np.float16 if name in ("video", "wave") else np.float32))
+            for name, value in labels_of(spec, clip).items():
                 labels.setdefault(name, []).append(value)
         ragged = [k for k, v in labels.items() if len(v) != len(dataset.ids)]
         if ragged:
             raise DataError(f"{dataset.source}: label `{ragged[0]}` is missing on some clips")
         self.inputs = {k: torch.from_numpy(np.stack(v)) for k, v in inputs.items()}
-        self.labels = {k: torch.tensor(v, dtype=torch.float32) for k, v in labels.items()}
+        self.labels = {k: torch.from_numpy(np.asarray(v, np.float32)) for k, v in labels.items()}
+        self.constants: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return len(next(iter(self.labels.values())))
 
+    def silent(self, modality: str) -> tuple[str, ...]:
+        """The inputs that a training on one modality silences."""
+        return tuple(name for name, source in self.sources.items() if source in MODALITIES[modality])
+
+    def silenced(self, names: Iterable[str]) -> ClipBank:
+        """This bank with zeros in place of some inputs; a whole clip of them stands for all."""
+        import torch
+
+        names = [name for name in names if name in self.inputs]
+        zeros = {name: torch.zeros(1, *self.inputs[name].shape[1:]) for name in names}
+        return self._with({k: v for k, v in self.inputs.items() if k not in names}, {**self.constants, **zeros})
+
+    def encoded(self, encode: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], batch: int = 32) -> ClipBank:
+        """What frozen encoders make of every clip, in place of what they read; `encode` takes and gives [n, ...] or [1, ...]."""
+        import torch
+
+        rows: dict[str, list[Tensor]] = {}
+        steps = math.ceil(len(self) / batch)
+        with torch.inference_mode():
+            for inputs, _ in track(self.batches(batch, torch.arange(len(self)), self.inputs), "encode clips", steps):
+                for name, value in encode(inputs).items():
+                    rows.setdefault(name, []).append(value.float().clone())
+        same = {name for name, parts in rows.items() if len(parts[0]) == 1 and min(batch, len(self)) > 1}
+        return self._with({k: torch.cat(v) for k, v in rows.items() if k not in same}, {k: rows[k][0] for k in same})
+
+    def _with(self, inputs: dict[str, Tensor], constants: dict[str, Tensor]) -> ClipBank:
+        other = copy.copy(self)
+        other.inputs, other.constants = inputs, constants
+        return other
+
     def batches(self, size: int, order: Tensor, names: Iterable[str]) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-        """The inputs called `names`, as float32, with all labels."""
+        """The inputs called `names`, as float32, with the constants and all labels."""
         for index in order.split(size):
-            yield {k: self.inputs[k][index].float() for k in names}, {k: v[index] for k, v in self.labels.items()}
+            yield {k: self.inputs[k][index].float() for k in names} | self.constants, {k: v[index] for k, v in self.labels.items()}
 
 
 def keep_memory() -> None:
@@ -100,17 +141,12 @@ def keep_memory() -> None:
         libc.mallopt(m_top_pad, 2**28)
 
 
-def _silent(modality: str, bank: ClipBank) -> tuple[str, ...]:
-    """The bank's inputs that a training on one modality silences."""
-    return tuple(k for k in MODALITIES[modality] if k in bank.inputs)
-
-
 def _names(values: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in values)
 
 
 def augment(batch: dict[str, Tensor], generator) -> dict[str, Tensor]:
-    """Mirror, shift and relight the video [n, k, 3, t, h, w], shift the wave [n, samples] in time; labels stay true."""
+    """Mirror, shift and relight the video [n, ..., h, w], shift the wave [n, samples] in time; labels stay true."""
     import torch
 
     def uniform(low: float, high: float) -> float:
@@ -142,14 +178,18 @@ def train(
     after_epoch: Callable[[int, float], None] | None = None,
     what: str = "train",
     names: Iterable[str] | None = None,
+    loss: Loss | None = None,
+    augmented: Callable | None = augment,
 ) -> nn.Module:
     """Train `module` in place and return it in eval mode. A run that was killed goes on where it stood.
 
     Args:
-        forward: (module, batch) → {output: [n]}.
+        forward: (module, batch) → {output: [n, ...]}.
         scratch: a folder that survives a kill; the state file in it belongs to exactly this run.
         teacher: with `schedule.distill`, its outputs on the same batch are targets too.
         names: the inputs that `forward` reads; all of the bank's by default.
+        loss: (outputs, all labels) → scalar; by default the L1 distance of every output that has a label.
+        augmented: (batch, generator) → batch, drawn anew for every batch; None for none.
 
     Raises:
         DataError: the clips have no label that `forward` predicts, or the loss is not finite; the
@@ -166,8 +206,11 @@ def train(
     first = _resume(state_path, run, module, optimizer)
     steps_per_epoch = math.ceil(len(bank) / schedule.batch)
     steps = schedule.epochs * steps_per_epoch
-    silent = _silent(schedule.modality, bank)
-    heard = [k for k in (names or bank.inputs) if k not in silent]
+    heard = list(names or bank.inputs)
+    silent = [k for k in bank.silent(schedule.modality) if k in heard]
+    if silent:
+        bank = bank.silenced(silent)
+    heard = [k for k in heard if k in bank.inputs]
     for epoch in range(first, schedule.epochs):
         generator = torch.Generator().manual_seed(schedule.seed * 10_007 + epoch)
         torch.manual_seed(schedule.seed * 10_007 + epoch)  # dropout draws from the global one
@@ -176,7 +219,8 @@ def train(
         order = torch.randperm(len(bank), generator=generator)
         batches = track(bank.batches(schedule.batch, order, heard), f"{what}, epoch {epoch + 1} of {schedule.epochs}", steps_per_epoch)
         for i, (inputs, labels) in enumerate(batches):
-            inputs = augment(inputs, generator) | {k: torch.zeros(1, *bank.inputs[k].shape[1:]) for k in silent}
+            if augmented is not None:
+                inputs = augmented({k: inputs[k] for k in heard}, generator) | bank.constants
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr_at(epoch * steps_per_epoch + i, steps)
             outputs = forward(module, inputs)
@@ -184,18 +228,18 @@ def train(
             targets = {k: labels[k] for k in outputs if k in labels}
             if not targets and not is_taught:
                 raise DataError(f"{what}: the clips have labels {_names(labels)}, the model predicts {_names(outputs)}", "name a column of labels.csv so")
-            loss = regression_loss(outputs, targets)
+            cost = (loss or regression_loss)(outputs, labels if loss else targets) if targets else torch.zeros(())
             if is_taught:
                 with torch.no_grad():
                     taught = forward(teacher, inputs)
-                loss = loss + schedule.distill * regression_loss(outputs, taught)
-            if not torch.isfinite(loss):
-                raise DataError(f"{what}: the loss is {loss.item()} in epoch {epoch + 1}", "look for NaN in the weights, or lower the learning rate")
+                cost = cost + schedule.distill * regression_loss(outputs, {k: v for k, v in taught.items() if k in outputs})
+            if not torch.isfinite(cost):
+                raise DataError(f"{what}: the loss is {cost.item()} in epoch {epoch + 1}", "look for NaN in the weights, or lower the learning rate")
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            cost.backward()
             torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
-            total += loss.item()
+            total += cost.item()
         _save_state(state_path, {"run": run, "epoch": epoch + 1, "module": module.state_dict(), "optimizer": optimizer.state_dict()})
         if after_epoch:
             after_epoch(epoch + 1, total / steps_per_epoch)
@@ -230,25 +274,43 @@ def _save_state(path: Path, state: dict) -> None:
         raise ResourceError(f"{path}: training state cannot be written ({error})", "free some disk space; training goes on where it stood") from error
 
 
-def finetune(module: nn.Module, teacher: nn.Module | None, forward: Callable, dataset: Dataset, preprocess_spec: dict, schedule: Schedule, scratch: Path):
+def finetune(
+    module: nn.Module, teacher: nn.Module | None, forward: Callable, dataset: Dataset, preprocess_spec: dict, schedule: Schedule, scratch: Path,
+    loss: Loss | None = None, augmented: Callable | None = augment,
+):  # fmt: skip
     """Recover a pruned module's accuracy; see `train`."""
-    return train(module, forward, ClipBank(dataset, preprocess_spec), schedule, scratch, teacher, what="fine-tune")
+    return train(module, forward, ClipBank(dataset, preprocess_spec), schedule, scratch, teacher, what="fine-tune", loss=loss, augmented=augmented)
 
 
 def predict(
     module: nn.Module, forward: Callable, bank: ClipBank, silent: tuple[str, ...] = (), batch: int = 32, names: Iterable[str] | None = None
 ) -> dict[str, Tensor]:
-    """{output: [n]} over a bank, in eval mode."""
+    """{output: [n, ...]} over a bank, in eval mode, with the inputs called `silent` silenced."""
     import torch
 
-    silent = tuple(k for k in silent if k in bank.inputs)
+    bank = bank.silenced(silent) if set(silent) & set(bank.inputs) else bank
     rows: dict[str, list] = {}
     with torch.inference_mode():
-        for inputs, _ in bank.batches(batch, torch.arange(len(bank)), [k for k in (names or bank.inputs) if k not in silent]):
-            inputs |= {k: torch.zeros(1, *bank.inputs[k].shape[1:]) for k in silent}
+        for inputs, _ in bank.batches(batch, torch.arange(len(bank)), [k for k in (names or bank.inputs) if k in bank.inputs]):
             for k, v in forward(module.eval(), inputs).items():
                 rows.setdefault(k, []).append(v.float())
     return {k: torch.cat(v) for k, v in rows.items()}
+
+
+def watched(predicted: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, float]:
+    """How good predictions are, for a look while training: mean absolute error of a number, share of right classes in %, CCC over time."""
+    from .metrics import METRICS, class_accuracy
+
+    found = {}
+    for name in predicted.keys() & labels.keys():
+        got, want = predicted[name].double().numpy(), labels[name].double().numpy()
+        if got.ndim == want.ndim == 1:
+            found[name] = float(np.abs(got.clip(-1, 1) - want).mean()) if np.abs(want).max() <= 1 else float(np.abs(got - want).mean())
+        elif want.ndim == 1:
+            found[name] = float(class_accuracy(want, got.argmax(axis=1)))
+        else:
+            found[name] = METRICS["ccc"](want[..., None], got[..., None])
+    return {name: round(found[name], 4) for name in sorted(found)}
 
 
 class Phase(Schema):
@@ -271,6 +333,8 @@ class TrainRecipe(Schema):
     towers: dict[str, tuple[Phase, ...]] = Field({}, description="encoders to be trained alone first, on their own labels; phase by phase")
     joint: Phase
     modality: Literal["both", "audio", "video"] = "both"
+    init: str | None = Field(None, min_length=1, description="checkpoint whose weights stand in wherever name and shape are the same, relative to this file")
+    frozen_encoders: bool = Field(False, description="train what follows the encoders only, on what they give for the clips as they are")
     seed: int = Field(1, ge=0)
     licence: str | None = Field(None, min_length=1, description="of the weights, such as `CC0-1.0`; by default that of the data, where it states one")
     out: str = Field(description="the checkpoint, float16 safetensors, relative to this file; provenance goes beside it as .json")
@@ -294,14 +358,19 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
         raise RecipeError(f"{read.where('out')}: `out` must be a file that ends in .safetensors, got `{recipe.out}`")
     torch.manual_seed(recipe.seed)
     module = definition.for_training(definition.build(config))
+    if recipe.init is not None:
+        _start_from(module, definition, config, folder / recipe.init, read)
+    if recipe.frozen_encoders and not hasattr(definition, "encode"):
+        raise RecipeError(f"{read.where('frozen_encoders')}: model `{recipe.model}` has no encoders that can be frozen", "leave it out")
     phases = {name: [Schedule(**p.model_dump(), seed=recipe.seed) for p in row] for name, row in recipe.towers.items()}
     towers = definition.towers(module) if phases else {}
     for name in phases:
         if name not in towers:
             raise RecipeError(f"{read.where(f'towers.{name}')}: model `{recipe.model}` has no tower `{name}`", document.suggestion(name, list(towers)))
-    if set(definition.flow(config)["inputs"]) <= set(MODALITIES[recipe.modality]):
-        raise RecipeError(f"{read.where('modality')}: model `{recipe.model}` has no input left with `modality: {recipe.modality}`")
     spec = definition.preprocess_spec(config)
+    if set(sources(spec).values()) <= set(MODALITIES[recipe.modality]):
+        raise RecipeError(f"{read.where('modality')}: model `{recipe.model}` has no input left with `modality: {recipe.modality}`")
+    loss, augmented = getattr(definition, "loss", None), getattr(definition, "augment", augment)
     train_set = open_dataset(recipe.data, "train", recipe.clips, folder, cache_root)
     watch_set = open_dataset(recipe.data, "calibration", recipe.validate_clips, folder, cache_root)
     bank = ClipBank(train_set, spec)
@@ -310,36 +379,60 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
     log: list[dict] = []
     started = time.time()
 
-    def run(what: str, module: nn.Module, forward: Callable, schedule: Schedule, folder: Path, names=None) -> None:
+    def run(what: str, module: nn.Module, forward: Callable, schedule: Schedule, folder: Path, bank=bank, watch=watch, names=None, augmented=augmented) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        watch = watch.silenced(watch.silent(schedule.modality))
 
-        def after_epoch(epoch: int, loss: float) -> None:
-            predicted = predict(module, forward, watch, MODALITIES[schedule.modality], names=names)
-            errors = {k: round((predicted[k].clamp(-1, 1) - watch.labels[k]).abs().mean().item(), 4) for k in predicted if k in watch.labels}
-            row = {"phase": what, "epoch": epoch, "loss": round(loss, 4), "mae": errors, "minutes": round((time.time() - started) / 60, 1)}
-            note(f"{what} epoch {epoch}: loss {loss:.4f}, MAE {errors}")
+        def after_epoch(epoch: int, cost: float) -> None:
+            scores = watched(predict(module, forward, watch, names=names), watch.labels)
+            row = {"phase": what, "epoch": epoch, "loss": round(cost, 4), "validation": scores, "minutes": round((time.time() - started) / 60, 1)}
+            note(f"{what} epoch {epoch}: loss {cost:.4f}, validation {scores}")
             rows = [*(known for known in _read_log(folder) if known["epoch"] < epoch), row]
             (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-        train(module, forward, bank, schedule, folder, after_epoch=after_epoch, what=what, names=names)
+        train(module, forward, bank, schedule, folder, after_epoch=after_epoch, what=what, names=names, loss=loss, augmented=augmented)
         log.extend(_read_log(folder))
 
     for name, row in phases.items():
         tower = towers[name]
-        if tower.source in MODALITIES[recipe.modality]:
+        if tower.source in bank.silent(recipe.modality):
             continue
         for n, schedule in enumerate(row):
             key = sha256_of([asdict(s) for s in row[: n + 1]])  # a phase starts where the ones before it ended
-            run(f"{name} {n + 1}", tower, type(tower).__call__, schedule, scratch / f"{name}-{key[:8]}", [tower.source])
+            run(f"{name} {n + 1}", tower, type(tower).__call__, schedule, scratch / f"{name}-{key[:8]}", names=[tower.source])
     joint = Schedule(**recipe.joint.model_dump(), modality=recipe.modality, seed=recipe.seed)
-    key = sha256_of({"joint": asdict(joint), "towers": {k: [asdict(s) for s in row] for k, row in phases.items()}})
-    run(recipe.modality, module, definition.train_forward, joint, scratch / f"{recipe.modality}-{key[:8]}")
+    before = {"towers": {k: [asdict(s) for s in row] for k, row in phases.items()}} | ({"init": hash_file(folder / recipe.init)} if recipe.init else {})
+    key = sha256_of({"joint": asdict(joint), **before, **({"frozen": True} if recipe.frozen_encoders else {})})
+    if recipe.frozen_encoders:
+        module.eval()
+        bank, watch = (
+            b.silenced(b.silent(recipe.modality)).encoded(lambda batch: definition.encode(module, batch)) for b in (bank, watch)
+        )  # fmt: skip
+    run(recipe.modality, module, definition.train_forward, joint, scratch / f"{recipe.modality}-{key[:8]}", bank, watch, augmented=None if recipe.frozen_encoders else augmented)
     save_checkpoint(module, out, {
         "trained_by": "edgekit train", "recipe": recipe.model_dump(mode="json"), "train_data": train_set.digest(),
         "validation_data": watch_set.digest(), "torch": torch.__version__, "log": log,
         "licence": recipe.licence or getattr(train_set, "licence", None),
     })  # fmt: skip
     return out
+
+
+def _start_from(module: nn.Module, definition: ModuleType, config: Any, path: Path, read: document.Document) -> None:
+    """Put the weights of another checkpoint into `module` where name and shape are the same.
+
+    Raises:
+        RecipeError: no such file.
+        CheckpointError: not one weight of it fits.
+    """
+    if not path.is_file():
+        raise RecipeError(f"{read.where('init')}: `init` does not exist: {path}", "train that checkpoint first")
+    known = module.state_dict()
+    state = definition.normalize_keys(read_state(path), config)
+    fitting = {k: v.to(known[k].dtype) for k, v in state.items() if k in known and v.shape == known[k].shape}
+    if not fitting:
+        raise CheckpointError(f"{path}: none of its {len(state)} weights has a name and shape of model `{definition.__name__.rpartition('.')[2]}`")
+    module.load_state_dict(fitting, strict=False)
+    note(f"{len(fitting)} of {len(known)} weights start from {path.name}")
 
 
 def _definition(recipe: TrainRecipe, read: document.Document) -> tuple[ModuleType, Any]:

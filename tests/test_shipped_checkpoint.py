@@ -15,7 +15,7 @@ import pytest
 from edgekit.artifact import hash_file
 from edgekit.datasets import open_dataset
 from edgekit.models import checkpoint, mhlt
-from edgekit.training import MODALITIES, ClipBank, Schedule, predict, train, train_from_file
+from edgekit.training import ClipBank, Schedule, predict, train, train_from_file
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "recipes/checkpoints/mhlt_small.safetensors"
@@ -30,7 +30,7 @@ def load(path: Path):
 
 
 def mae(module, bank: ClipBank, modality: str = "both") -> float:
-    predicted = predict(module, mhlt.train_forward, bank, MODALITIES[modality])["o"]
+    predicted = predict(module, mhlt.train_forward, bank, bank.silent(modality))["o"]
     return (predicted.clamp(-1, 1) - bank.labels["o"]).abs().mean().item()
 
 

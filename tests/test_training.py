@@ -310,8 +310,8 @@ def test_one_modality_alone_never_sees_the_other():
         seen.append({k: (len(v), bool(v.any())) for k, v in batch.items()})
         return {"o": torch.zeros(3)}
 
-    for silent in MODALITIES.values():
-        predict(nn.Identity(), forward, bank, silent)
+    for modality in MODALITIES:
+        predict(nn.Identity(), forward, bank, bank.silent(modality))
     assert seen == [
         {"video": (3, True), "wave": (3, True)},
         {"video": (1, False), "wave": (3, True)},

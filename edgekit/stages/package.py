@@ -150,6 +150,8 @@ def _measured(name: str, kind: str, report: Mapping[str, Any]) -> tuple[float | 
     if name == "int8_macs":
         share = report["coverage"]["int8_macs"]
         return share, share, share
+    if name == "agreement" and "agreement" in report:
+        return tuple(report["agreement"][key] for key in ("value", "low", "high"))
     if name not in report["metrics"]["artifact"]:
         raise RecipeError(f"gate `{name}`: the report has no such metric", f"it has: {', '.join(report['metrics']['artifact'])}, int8_macs")
     if kind in ("min", "max"):

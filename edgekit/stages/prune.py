@@ -142,7 +142,7 @@ def _cut(job: Job, original: FloatModel, module: nn.Module, groups: list[Group])
     if is_taylor:
         from edgekit.losses import regression_loss
 
-        scores = pruning.taylor_scores(groups, module, _clips(job, original), regression_loss, original.model.train_forward)
+        scores = pruning.taylor_scores(groups, module, _clips(job, original), getattr(original.model, "loss", regression_loss), original.model.train_forward)
     else:
         scores = pruning.magnitude_scores(groups, module.state_dict())
     cut = pruning.choose(groups, scores, macs, job.spec["macs"], weigh_by_macs=not is_taylor)
@@ -156,7 +156,7 @@ def _clips(job: Job, original: FloatModel) -> Iterator[tuple[dict[str, Tensor], 
     """(inputs, labels) of single clips, spread evenly over the training set."""
     import torch
 
-    from edgekit.preprocess import preprocess
+    from edgekit.preprocess import labels_of, preprocess
 
     data = cast(Dataset, job.files["data"])
     count = min(TAYLOR_CLIPS, len(data.ids))
@@ -164,10 +164,11 @@ def _clips(job: Job, original: FloatModel) -> Iterator[tuple[dict[str, Tensor], 
     outputs = original.flow["outputs"]
     for id in track(ids, "weigh channels"):
         clip = data.clip(id)
-        if not set(clip.labels) & set(outputs):
+        labels = {k: v for k, v in labels_of(original.preprocess, clip).items() if k in outputs}
+        if not labels:
             raise DataError(f"{data.source}: clip `{id}` has none of the labels {', '.join(outputs)}", "name a data set with these labels, or use `importance: magnitude`")
         inputs = {k: torch.from_numpy(v)[None] for k, v in preprocess(original.preprocess, clip).items()}
-        yield inputs, {k: torch.tensor([v], dtype=torch.float32) for k, v in clip.labels.items() if k in outputs}
+        yield inputs, {k: torch.as_tensor(v, dtype=torch.float32)[None] for k, v in labels.items()}
 
 
 def _narrowed(original: FloatModel, module: nn.Module, groups: list[Group], cut: Cut) -> nn.Module:
@@ -205,5 +206,11 @@ def _finetuned(job: Job, original: FloatModel, pruned: nn.Module, teacher: nn.Mo
     data = cast(Dataset, job.files["data"])
     if hasattr(original.model, "for_training"):
         pruned = original.model.for_training(pruned)
-    tuned = training.finetune(pruned, teacher, original.model.train_forward, data, original.preprocess, schedule, job.scratch)
+    tuned = training.finetune(pruned, teacher, original.model.train_forward, data, original.preprocess, schedule, job.scratch, **_own(original))
     return tuned.eval()
+
+
+def _own(original: FloatModel) -> dict[str, Any]:
+    """How the model says that it is trained, where it does."""
+    named = {"loss": "loss", "augmented": "augment"}
+    return {argument: getattr(original.model, name) for argument, name in named.items() if hasattr(original.model, name)}

@@ -7,6 +7,7 @@ its own preprocessing and engines with.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,10 +26,9 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 NEEDS = ("load", "prune")
-SEMANTICS = 1
+SEMANTICS = 2  # 2: labels of classes and of moments
 TOOLS = ("torch", "transformers", "numpy")
 
-DEFAULT_METRICS = ("mae", "f1", "corr")
 PREDICTIONS, GOLDEN, REFERENCE = "predictions.safetensors", "golden.safetensors", "reference.json"
 
 Arrays = dict[str, "np.ndarray"]
@@ -39,7 +39,8 @@ def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Sour
     if len(data.ids) < 2:
         raise DataError(f"{recipe.where('verify')}: {len(data.ids)} clip to verify on, an interval needs at least 2", "raise `verify.clips`")
     # The metrics are the data set's own word, but not part of its content's digest.
-    return {"data": recipe.verify.data, "metrics": list(data.metrics or DEFAULT_METRICS)}, {"data": cast(Source, data)}
+    # None named: those of the model's task.
+    return {"data": recipe.verify.data, "metrics": list(data.metrics)}, {"data": cast(Source, data)}
 
 
 def run(job: Job) -> None:
@@ -48,7 +49,9 @@ def run(job: Job) -> None:
 
     # Imported here: it needs numpy, and a plan of a warm cache must not.
     from edgekit.float_model import FloatModel
-    from edgekit.preprocess import preprocess
+    from edgekit.flow import scored, task_of, title_of
+    from edgekit.metrics import DEFAULTS, METRICS
+    from edgekit.preprocess import labels_of, preprocess
 
     data = cast(Dataset, job.files["data"])
     original, pruned = FloatModel.open(job.inputs["load"]), FloatModel.open(job.inputs["prune"])
@@ -66,38 +69,34 @@ def run(job: Job) -> None:
         for name, model in models.items():
             for output, value in _predict(model, sessions[name], inputs, clip_id, name).items():
                 rows.setdefault(f"{name}/{output}", []).append(value)
+        labels = labels_of(pruned.preprocess, clip)
         for output in pruned.flow["outputs"]:
-            rows.setdefault(f"label/{output}", []).append(clip.labels.get(output, np.nan))
+            rows.setdefault(f"label/{output}", []).append(labels.get(output))
         tags.append(dict(clip.tags))
+    labelled = _labels(pruned.flow, data, {key: rows.pop(key) for key in [key for key in rows if key.startswith("label/")]})
     predictions = {key: np.asarray(values, np.float32) for key, values in rows.items()}
     if not is_pruned:
         predictions |= {key.replace("pruned/", "original/", 1): value for key, value in predictions.items() if key.startswith("pruned/")}
 
-    primary = pruned.flow["primary"]
-    unlabelled = [i for i, value in zip(data.ids, predictions[f"label/{primary}"], strict=True) if not np.isfinite(value)]
-    if unlabelled:
-        raise DataError(
-            f"{data.source}: clip {unlabelled[0]} has no label `{primary}`, nor have {len(unlabelled) - 1} others",
-            "the metrics are taken on the model's primary output, so every test clip needs its label",
-        )
-    # Other outputs are scored only where every clip has a label for them.
-    predictions = {key: value for key, value in predictions.items() if not (key.startswith("label/") and np.isnan(value).any())}
-
-    golden, described = _golden(pruned, sessions["pruned"], data, predictions[f"label/{primary}"])
+    predictions |= labelled
+    flow, truth = pruned.flow, scored(pruned.flow, predictions, "label/")
+    golden, described = _golden(pruned, sessions["pruned"], data, truth.reshape(len(truth), -1).mean(axis=1))
     save_file(predictions, job.out / PREDICTIONS)
     save_file(golden, job.out / GOLDEN)
-    score = metrics_of(data) if data.metrics else _default_metrics()
+    score = metrics_of(data) if data.metrics else {name: METRICS[name] for name in DEFAULTS[task_of(flow)]}
     write_json(
         job.out / REFERENCE,
         {
-            "data": {"name": job.spec["data"], "split": "test", "clips": len(data.ids), "sha256": data.digest(), "licence": getattr(data, "licence", None)},
+            "data": {"name": job.spec["data"], "split": "test", "clips": len(data.ids), "sha256": data.digest(), "licence": getattr(data, "licence", None), **({"counts": counts} if (counts := dict(getattr(data, "counts", {}))) else {})},
             "ids": list(data.ids),
             "tags": tags,
-            "primary": primary,
-            "outputs": list(pruned.flow["outputs"]),
+            "primary": title_of(flow),
+            "task": task_of(flow),
+            **({"classes": list(flow["classes"])} if "classes" in flow else {}),
+            "outputs": list(flow["outputs"]),
             "is_pruned": is_pruned,
             "metrics": {
-                row: {name: metric(predictions[f"label/{primary}"], predictions[f"{key}/{primary}"]) for name, metric in score.items()}
+                row: {name: metric(truth, scored(flow, predictions, f"{key}/")) for name, metric in score.items()}
                 for row, key in (("float", "original"), ("pruned", "pruned"))
             },
             "models": {"float": _size(original), "pruned": _size(pruned)},
@@ -106,10 +105,32 @@ def run(job: Job) -> None:
     )
 
 
-def _default_metrics() -> dict[str, Any]:
-    from edgekit.metrics import METRICS
+def _labels(flow: dict[str, Any], data: Dataset, rows: dict[str, list]) -> Arrays:
+    """{"label/<output>": [clips, ...]} of the outputs that every clip has a label for.
 
-    return {name: METRICS[name] for name in DEFAULT_METRICS}
+    Raises:
+        DataError: the data set's classes are not the model's, or a clip lacks the label of an output that the model is scored by.
+    """
+    import numpy as np
+
+    from edgekit.flow import primaries
+
+    classes = getattr(data, "classes", None)
+    if classes and list(classes) != list(flow.get("classes", classes)):
+        raise DataError(f"{data.source}: its classes are {', '.join(classes)}; the model's are {', '.join(flow['classes'])}", "use a configuration of the model that was trained on these classes")
+
+    def has(value: Any) -> bool:
+        return value is not None and bool(np.isfinite(value).all())
+
+    for name in primaries(flow):
+        unlabelled = [i for i, value in zip(data.ids, rows[f"label/{name}"], strict=True) if not has(value)]
+        if unlabelled:
+            raise DataError(
+                f"{data.source}: clip {unlabelled[0]} has no label `{name}`, nor have {len(unlabelled) - 1} others",
+                "the metrics are taken on the model's primary output, so every test clip needs its label",
+            )
+    # Other outputs are scored only where every clip has a label for them.
+    return {key: np.asarray(values, np.float32) for key, values in rows.items() if all(map(has, values))}
 
 
 def _predict(model: FloatModel, sessions: dict[str, Any], inputs: Arrays, clip_id: str, name: str) -> Arrays:
@@ -128,7 +149,7 @@ def _predict(model: FloatModel, sessions: dict[str, Any], inputs: Arrays, clip_i
 
 
 def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: np.ndarray) -> tuple[Arrays, list[dict[str, Any]]]:
-    """The clips with the lowest and the highest label, and each once more in another raw format.
+    """The clips with the lowest and the highest label (of several, their mean), and each once more in another raw format.
 
     A device that got its resize, frame choice, padding or truncation wrong may still pass on clips
     that are already of the model's size, so the other two are cut to odd sizes and lengths.
@@ -144,7 +165,7 @@ def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: 
 
     low, high = data.clip(data.ids[int(np.argmin(labels))]), data.clip(data.ids[int(np.argmax(labels))])
     video, sound = model.preprocess.get("video", {}), model.preprocess.get("audio", {})
-    window = (video.get("clips", 1) * video.get("frames_per_clip", 1), sound.get("samples", 1))  # frames, samples
+    window = (video.get("clips", 1) * video.get("frames_per_window", video.get("frames_per_clip", 1)), sound.get("samples", len(low.audio)))  # frames, samples
     tensors: Arrays = {}
     described = []
     pairs = model.flow.get("states", {})
@@ -166,6 +187,8 @@ def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: 
         outputs = run_flow(model.flow, sessions, inputs, tap=keep)
         raw = {"frames": clip.frames} if "video" in model.preprocess else {}
         raw |= {"audio": clip.audio} if "audio" in model.preprocess else {}
+        raw |= {"frame_ms": clip.frame_ms} if clip.frame_ms is not None else {}
+        raw |= {f"features/{name}": clip.features[name] for name in model.preprocess.get("features", {})}
         for kind, values in (("raw", raw), ("input", inputs), ("output", outputs), ("state", {k: np.stack(v) for k, v in states.items()})):
             tensors |= {f"{clip.id}/{kind}/{name}": np.array(value, order="C") for name, value in values.items()}
         described.append(
@@ -176,7 +199,7 @@ def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: 
                 "fps": float(clip.fps),
                 "sample_rate_hz": int(clip.sample_rate_hz),
                 "raw": {name: list(value.shape) for name, value in raw.items()},
-                "labels": {name: float(value) for name, value in clip.labels.items()},
+                "labels": {name: np.asarray(value).tolist() for name, value in clip.labels.items()},
                 "tags": dict(clip.tags),
             }
         )
@@ -187,9 +210,11 @@ def _shorter(clip: Clip, n_frames: int, n_samples: int) -> Clip:
     """Fewer frames and samples than the window takes, cropped off centre and to another aspect, so that swapped axes show."""
     n, height, width = clip.frames.shape[:3]  # all 0 in a data set of sound
     top, left = height // 5, width // 3
-    frames = clip.frames[: max(1, 2 * min(n, n_frames) // 3), top : max(top + 1, height - 2), left : max(left + 1, width - 1)]
+    kept = range(max(1, 2 * min(n, n_frames) // 3))
     audio = clip.audio[: max(1, 61 * min(len(clip.audio), n_samples) // 100)]
-    return replace(clip, id=f"{clip.id}~shorter", frames=frames.copy(), audio=audio.copy())
+    shorter = _with_frames(clip, kept)
+    frames = shorter.frames[:, top : max(top + 1, height - 2), left : max(left + 1, width - 1)]
+    return replace(shorter, id=f"{clip.id}~shorter", frames=frames.copy(), audio=audio.copy())
 
 
 def _longer(clip: Clip, n_frames: int, n_samples: int) -> Clip:
@@ -203,8 +228,25 @@ def _longer(clip: Clip, n_frames: int, n_samples: int) -> Clip:
     rows = np.arange(3 * height // 2 + 1) * height // (3 * height // 2 + 1)
     columns = np.arange(5 * width // 4 + 1) * width // (5 * width // 4 + 1)
     there_and_back = np.r_[np.arange(n), np.arange(n)[::-1]]
-    frames = clip.frames[np.resize(there_and_back, 5 * max(n, n_frames) // 4 + 1)][:, rows][:, :, columns]
-    return replace(clip, id=f"{clip.id}~longer", frames=np.ascontiguousarray(frames), audio=audio)
+    longer = _with_frames(clip, np.resize(there_and_back, 5 * max(n, n_frames) // 4 + 1))
+    frames = longer.frames[:, rows][:, :, columns]
+    return replace(longer, id=f"{clip.id}~longer", frames=np.ascontiguousarray(frames), audio=audio)
+
+
+def _with_frames(clip: Clip, index: Sequence[int] | np.ndarray) -> Clip:
+    """The clip with these of its frames, in this order, and all that belongs to them; time goes on evenly."""
+    import numpy as np
+
+    index, n = np.asarray(index, np.int64), len(clip.frames)
+
+    def of(value: Any) -> Any:
+        return value[index] if isinstance(value, np.ndarray) and value.ndim and len(value) == n else value
+
+    # One after another at the clip's own pace: frames that go back and forth have no stamps of their own.
+    stamps = None if clip.frame_ms is None else np.arange(len(index)) * (1000.0 / clip.fps) + clip.frame_ms[0]
+    return replace(
+        clip, frames=of(clip.frames), frame_ms=stamps, labels={k: of(v) for k, v in clip.labels.items()}, features={k: of(v) for k, v in clip.features.items()}
+    )
 
 
 def _size(model: FloatModel) -> dict[str, Any]:

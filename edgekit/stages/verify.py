@@ -26,7 +26,7 @@ from edgekit.formats import engines_of, read_json, write_json
 from edgekit.progress import track
 from edgekit.slices import bins
 from edgekit.stages import Job
-from edgekit.stages.reference import DEFAULT_METRICS, GOLDEN, PREDICTIONS, REFERENCE
+from edgekit.stages.reference import GOLDEN, PREDICTIONS, REFERENCE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 NEEDS = ("reference", "export", "quantize")
-SEMANTICS = 4  # 4: an NPU is simulated. 2: weights without the graph around them; layers blamed on recorded clips. 3: built artifacts run, self-check
+SEMANTICS = 5  # 5: classes and timelines. 4: an NPU is simulated. 2: weights without the graph around them; layers blamed on recorded clips. 3: built artifacts run, self-check
 TOOLS = ("onnxruntime", "onnx", "numpy")
 
 RESAMPLES, SEED = 2000, 0
@@ -55,7 +55,7 @@ def tools(target: Target) -> dict[str, str | None]:
 
 def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Source]]:
     data = open_dataset(recipe.verify.data, "test", recipe.verify.clips, recipe.dir, recipe.cache_root)
-    spec = {"metrics": list(data.metrics or DEFAULT_METRICS), "resamples": RESAMPLES, "seed": SEED, "target": target.spec()}
+    spec = {"metrics": list(data.metrics), "resamples": RESAMPLES, "seed": SEED, "target": target.spec()}
     return spec, {"data": cast(Source, data)}
 
 
@@ -64,6 +64,7 @@ def run(job: Job) -> None:
 
     # They need numpy, which a plan of a warm cache must not load.
     from edgekit import report as html
+    from edgekit.flow import scored, task_of, title_of
 
     data = cast(Dataset, job.files["data"])
     reference = read_json(job.inputs["reference"] / REFERENCE)
@@ -78,17 +79,18 @@ def run(job: Job) -> None:
     got = _run_artifact(job, flow, data, artifact, "artifact")
     parity = _parity(flow, want, got, data.ids)
     artifact_golden, engines, layers = _look_inside(job, flow, artifact, golden, reference["golden"])
-    primary = flow["primary"]
-    labels = want[f"label/{primary}"]
-    rows = {"float": want[f"original/{primary}"], "pruned": want[f"pruned/{primary}"], "artifact": got[primary]}
-    scores = _scores(data, labels)
+    labels = scored(flow, want, "label/")
+    rows = {"float": scored(flow, want, "original/"), "pruned": scored(flow, want, "pruned/"), "artifact": scored(flow, got)}
+    scores = _scores(data, task_of(flow), labels, rows["float"])
     judge = _Judge(labels, job.spec["resamples"], job.spec["seed"])
     sizes = _sizes(reference["models"], job.inputs)
     report = {
         "schema": 1,
         "measured_on": "host-simulated" if _is_simulated(job) else "host",
         "n": len(data.ids),
-        "primary": primary,
+        "primary": title_of(flow),
+        "task": task_of(flow),
+        **({"classes": list(flow["classes"]), "agreement": judge.agreement(rows["pruned"], rows["artifact"])} if task_of(flow) == "classes" else {}),
         "lead": next(iter(scores)),  # the data set's first metric; JSON objects are written sorted
         "data": reference["data"],
         "is_pruned": reference["is_pruned"],
@@ -160,11 +162,13 @@ def _deployed(job: Job, flow: dict[str, Any], data: Dataset, want: dict[str, np.
     precision = job.spec["target"].get("device", {}).get("precision_hint", "f32")
     if not hasattr(backend, "open_deployed") or precision == "f32":
         return None
+    from edgekit.flow import scored
+
     got = _run_artifact(job, flow, data, _artifact(job, flow, deployed=True), f"artifact in {precision}")
-    primary = flow["primary"]
+    labels = scored(flow, want, "label/")
     return {
         "precision": precision,
-        "metrics": {name: metric(want[f"label/{primary}"], got[primary]) for name, metric in scores.items()},
+        "metrics": {name: metric(labels, scored(flow, got)) for name, metric in scores.items()},
         "parity": _parity(flow, want, got, data.ids),
     }
 
@@ -305,15 +309,20 @@ def _layers_in_both(float_graph: Path, qdq_graph: Path) -> dict[str, tuple[str, 
     return {name: layer for name, layer in outputs(float_graph).items() if name in quantized}
 
 
-def _scores(data: Dataset, labels: np.ndarray) -> dict[str, Metric]:
-    """The data set's own metrics first, then every other of ours that its labels allow, so that any may be gated."""
-    from edgekit.metrics import METRICS
+def _scores(data: Dataset, task: str, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Metric]:
+    """The data set's own metrics first, then every other of ours that the task and its labels allow, so that any may be gated."""
+    from edgekit.metrics import DEFAULTS, METRICS
 
-    own = metrics_of(data) if data.metrics else {name: METRICS[name] for name in DEFAULT_METRICS}
+    own = metrics_of(data) if data.metrics else {name: METRICS[name] for name in DEFAULTS[task]}
+    wrong = [name for name, metric in own.items() if metric.task not in (task, None)]
+    if wrong:
+        raise DataError(f"{data.source}: metric `{wrong[0]}` is for {own[wrong[0]].task}, the model gives {task}", f"use {', '.join(name for name, metric in METRICS.items() if metric.task == task)}")
     others = {}
     for name, metric in METRICS.items():
+        if metric.task != task:
+            continue
         try:
-            metric(labels, labels)
+            metric(labels, predictions)
         except DataError:
             continue  # such as a correlation with constant labels; a gate on it then says that it is not there
         others[name] = metric
@@ -337,20 +346,30 @@ class _Judge:
         value, low, high = paired_bootstrap(metric, self.labels, a, b, self.resamples, self.seed)
         return {"value": value, "low": low, "high": high}
 
+    def agreement(self, a: np.ndarray, b: np.ndarray) -> Row:
+        """Share of clips on which both choose the same class, in %, with its interval."""
+        from edgekit.metrics import METRICS, agreement, bootstrap
+
+        # Scored against the other's choice in place of labels, accuracy is agreement.
+        low, high = bootstrap(METRICS["wa"], a.argmax(axis=-1), b, self.resamples, self.seed)
+        return {"value": agreement(a, b), "low": low, "high": high}
+
     def only(self, keep: np.ndarray) -> _Judge:
         return _Judge(self.labels[keep], self.resamples, self.seed)
 
 
 def _other_outputs(flow: dict[str, Any], want: dict, got: dict, scores: dict[str, Metric]) -> dict[str, Any]:
-    """The same scores of every labelled output that is not the primary one."""
+    """The same scores of every labelled output that is one number and not scored already."""
+    from edgekit.flow import primaries
+
     found: dict[str, Any] = {}
     for name in flow["outputs"]:
         labels = want.get(f"label/{name}")
-        if name == flow["primary"] or labels is None or got[name].ndim != 1:
+        if name in primaries(flow) or labels is None or got[name].ndim != 1:
             continue
         for row, values in (("float", want[f"original/{name}"]), ("pruned", want[f"pruned/{name}"]), ("artifact", got[name])):
             for metric in scores.values():
-                if metric.needs_varied_labels and labels.min() == labels.max():
+                if metric.task == "classes" or metric.task == "timeline" or (metric.needs_varied_labels and labels.min() == labels.max()):
                     continue
                 found.setdefault(name, {}).setdefault(row, {})[metric.name] = metric(labels, values)
     return found
@@ -360,11 +379,13 @@ def _slices(tags: list[dict[str, Any]], metric: Metric, labels: np.ndarray, rows
     """The first metric per bin of every tag that has few enough values, with n and intervals."""
     import numpy as np
 
+    from edgekit.metrics import is_varied
+
     found = []
     for tag in sorted({name for clip in tags for name in clip}):
         for label, low, high, member in bins(tag, [clip.get(tag) for clip in tags]):
             keep = np.asarray(member)
-            if keep.sum() < 2 or (metric.needs_varied_labels and np.ptp(labels[keep]) == 0):
+            if keep.sum() < 2 or (metric.needs_varied_labels and not is_varied(labels[keep])):
                 continue
             part = judge.only(keep)
             total = part.change(metric, rows["float"][keep], rows["artifact"][keep])
