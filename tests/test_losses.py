@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Categorical, Normal, kl_divergence
 
+from edgekit import losses
 from edgekit.losses import ccc_loss
 
 
@@ -34,3 +36,42 @@ def test_constants_are_no_nan_and_the_gradient_leads_uphill():
     before = ccc_loss(x, y)
     before.backward()
     assert ccc_loss(x - x.grad, y) < before
+
+
+def two(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(3, 32, generator=generator) * 2 + 1, torch.randn(3, 32, generator=generator)
+
+
+def test_the_gaussian_divergence_is_both_kullback_leiblers_of_the_entries_normals():
+    p, q = two()
+    a, b = (Normal(x.mean(1), x.var(1, correction=0).sqrt()) for x in (p, q))
+    want = kl_divergence(a, b) + kl_divergence(b, a)
+    assert torch.allclose(losses.gaussian_divergence(p, q), want, rtol=1e-5) and want.min() > 0.1
+
+
+def test_the_softmax_divergence_is_both_kullback_leiblers():
+    p, q = two()
+    a, b = Categorical(logits=p), Categorical(logits=q)
+    want = kl_divergence(a, b) + kl_divergence(b, a)
+    assert torch.allclose(losses.softmax_divergence(p, q), want, rtol=1e-5) and want.min() > 0.1
+
+
+@pytest.mark.parametrize("divergence", [losses.gaussian_divergence, losses.softmax_divergence])
+def test_a_vector_is_not_apart_from_itself(divergence):
+    p, q = two()
+    assert torch.allclose(divergence(p, p), torch.zeros(3), atol=1e-6)
+    assert torch.allclose(divergence(p, q), divergence(q, p))
+
+
+def test_a_constant_vector_has_a_finite_gaussian_divergence():
+    p = torch.ones(1, 8, requires_grad=True)
+    value = losses.gaussian_divergence(p, two()[1][:1, :8])
+    value.sum().backward()
+    assert value.isfinite().all() and p.grad.isfinite().all()
+
+
+def test_cross_entropy_takes_a_class_as_a_number():
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+    want = -(logits.log_softmax(1)[0, 0] + logits.log_softmax(1)[1, 2]) / 2
+    assert losses.cross_entropy(logits, torch.tensor([0.0, 2.0])).item() == pytest.approx(want.item(), abs=1e-6)
