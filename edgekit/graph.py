@@ -40,8 +40,8 @@ MAC_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "Scan")
 def export_onnx(engine: Engine, path: Path) -> dict[str, Any]:
     """Write an engine's module as ONNX: opset 17, static shapes, one LSTM or GRU op per layer.
 
-    The exporter folds BatchNorm; everything else that is computed from constants, weight norm too, is
-    folded by `canonical`, so that every shape is a constant and every weight a plain initializer.
+    The exporter folds a BatchNorm behind a convolution; others, and all that is computed from constants, weight
+    norm too, are folded by `canonical`, so that every shape is a constant and every weight a plain initializer.
 
     Returns:
         what `canonical` did.
@@ -192,8 +192,8 @@ def tidy(model: ir.Model) -> None:
     """Make a graph canonical without changing any value.
 
     ensures: constants and everything computed from constants are initializers of the node that
-    uses them; no Identity, no Reshape or Transpose that changes nothing; nothing unused; every
-    tensor has a static shape; nodes in topological order.
+    uses them; no Identity, no Reshape, Transpose or Expand that changes nothing; no batch norm that a
+    layer beside it can take in; nothing unused; every tensor has a static shape; nodes in topological order.
     """
     import onnx_ir.passes.common as passes
 
@@ -203,6 +203,7 @@ def tidy(model: ir.Model) -> None:
         changed = _fold_constants(model)
         changed |= bool(passes.IdentityEliminationPass()(model).modified)
         changed |= _drop_no_ops(model)
+        changed |= _fold_batch_norms(model)
         passes.RemoveUnusedNodesPass()(model)
         if not changed:
             break
@@ -262,8 +263,11 @@ def _fold_constants(model: ir.Model) -> bool:
     return changed
 
 
+_BROADCASTS = ("Add", "Sub", "Mul", "Div")
+
+
 def _drop_no_ops(model: ir.Model) -> bool:
-    """Remove Reshape, Transpose, Squeeze, Expand... whose output is their input, and Dropout."""
+    """Remove Reshape, Transpose, Squeeze, Expand... whose output is their input, Dropout, and Expand before arithmetic that broadcasts by itself."""
     edit = Editor(model)
     changed = False
     for node in list(model.graph):
@@ -276,6 +280,7 @@ def _drop_no_ops(model: ir.Model) -> bool:
             or (node.op_type == "Transpose" and list(attribute(node, "perm", [])) == sorted(attribute(node, "perm", [-1])))
             or (node.op_type == "Dropout" and len(node.inputs) < 3)
             or (node.op_type == "Cast" and source.dtype == result.dtype)
+            or (node.op_type == "Expand" and _broadcasts_itself(result))
         )
         # A graph input must not become a graph output: an engine binding is one or the other.
         if is_no_op and not (result.is_graph_output() and (source.is_graph_input() or source.is_graph_output())):
@@ -283,6 +288,111 @@ def _drop_no_ops(model: ir.Model) -> bool:
             model.graph.remove(node, safe=True)
             changed = True
     return changed
+
+
+def _broadcasts_itself(expanded: ir.Value) -> bool:
+    """Whether all readers of an Expand's output are arithmetic whose other operand has its shape already."""
+    uses = list(expanded.uses())
+    if not uses or expanded.is_graph_output() or not _static(expanded):
+        return False
+    others = [use.node.inputs[1 - use.idx] for use in uses if use.node.op_type in _BROADCASTS]
+    return len(others) == len(uses) and all(other is not expanded and _static(other) and shape_of(other) == shape_of(expanded) for other in others)
+
+
+def _fold_batch_norms(model: ir.Model) -> bool:
+    """Write a batch norm into the Conv or Gemm that makes its input, or into the one that reads its output.
+
+    The exporter does the first for convolutions only. Behind a norm, a convolution that pads keeps it: the
+    border is zeros after the norm, not before.
+    """
+    edit = Editor(model)
+    changed = False
+    for node in [node for node in model.graph if node.op_type == "BatchNormalization"]:
+        affine = batch_norm_affine(node)
+        if affine is None or any(extra.uses() for extra in node.outputs[1:]):
+            continue
+        x, y = node.inputs[0], node.outputs[0]
+        if _takes_weights(layer := x.producer(), ("Conv", "Gemm")) and len(x.uses()) == 1 and not x.is_graph_output():
+            _scale_channels(edit, layer, *affine)
+            edit.replace(y, x)
+        elif (reader := _unpadded_reader(y)) is not None:
+            _scale_inputs(edit, reader, *affine)
+            edit.replace(y, x)
+        else:
+            continue
+        model.graph.remove(node, safe=True)
+        changed = True
+    return changed
+
+
+def batch_norm_affine(node: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
+    """(factor, shift) float64 [channels] of a BatchNormalization in inference form, or None if its statistics are computed."""
+    parts = [constant(value) for value in node.inputs[1:5]]
+    if any(part is None for part in parts) or attribute(node, "training_mode", 0):
+        return None
+    gamma, beta, mean, variance = (part.astype(np.float64) for part in parts)
+    factor = gamma / np.sqrt(variance + float(attribute(node, "epsilon", 1e-5)))
+    return factor, beta - mean * factor
+
+
+def _takes_weights(node: ir.Node | None, ops: tuple[str, ...]) -> bool:
+    """Whether a layer's weight and bias are constants that may be changed."""
+    if node is None or node.op_type not in ops or constant(node.inputs[1]) is None:
+        return False
+    if len(node.inputs) > 2 and node.inputs[2] is not None and constant(node.inputs[2]) is None:
+        return False
+    return node.op_type == "Conv" or (not attribute(node, "transA", 0) and attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0)
+
+
+def _unpadded_reader(value: ir.Value) -> ir.Node | None:
+    """The Conv without padding, or the Gemm (through a Flatten of everything behind the batch), that alone reads a batch norm's output."""
+    channels = shape_of(value)[1]
+    while len(value.uses()) == 1 and not value.is_graph_output():
+        node = next(iter(value.uses())).node
+        if node.op_type in ("Flatten", "Reshape") and len(shape_of(node.outputs[0])) == 2 and shape_of(node.outputs[0])[0] == shape_of(value)[0]:
+            value = node.outputs[0]
+            continue
+        if not _takes_weights(node, ("Conv", "Gemm")) or node.inputs[0] is not value:
+            return None
+        if node.op_type == "Conv" and (any(attribute(node, "pads", [0])) or attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID") or shape_of(value)[1] != channels):
+            return None
+        return node
+    return None
+
+
+def _scale_channels(edit: Editor, layer: ir.Node, factor: np.ndarray, shift: np.ndarray) -> None:
+    """Let a layer compute factor * y + shift, one of each for every output channel."""
+    weight = constant(layer.inputs[1]).astype(np.float64)
+    axis = 1 if layer.op_type == "Gemm" and not attribute(layer, "transB", 0) else 0
+    _set_weights(edit, layer, weight * factor.reshape([-1 if i == axis else 1 for i in range(weight.ndim)]), _bias_of(layer) * factor + shift)
+
+
+def _scale_inputs(edit: Editor, layer: ir.Node, factor: np.ndarray, shift: np.ndarray) -> None:
+    """Let a layer read factor * x + shift, one of each for every channel of x; a Gemm's columns may be several for one channel."""
+    weight = constant(layer.inputs[1]).astype(np.float64)
+    if layer.op_type == "Gemm":
+        rows = weight if attribute(layer, "transB", 0) else weight.T  # [out, in]
+        factor, shift = (np.repeat(terms, rows.shape[1] // len(terms)) for terms in (factor, shift))
+        bias, rows = _bias_of(layer) + rows @ shift, rows * factor
+        _set_weights(edit, layer, rows if attribute(layer, "transB", 0) else rows.T, bias)
+        return
+    group = attribute(layer, "group", 1)
+    grouped = weight.reshape(group, len(weight) // group, weight.shape[1], -1)  # [group, out, in, kernel]
+    factor, shift = (terms.reshape(group, 1, -1, 1) for terms in (factor, shift))
+    bias = _bias_of(layer) + (grouped * shift).sum((2, 3)).reshape(-1)
+    _set_weights(edit, layer, (grouped * factor).reshape(weight.shape), bias)
+
+
+def _bias_of(layer: ir.Node) -> np.ndarray | float:
+    bias = constant(layer.inputs[2]) if len(layer.inputs) > 2 else None
+    return 0.0 if bias is None else bias.astype(np.float64).reshape(-1)
+
+
+def _set_weights(edit: Editor, layer: ir.Node, weight: np.ndarray, bias: np.ndarray) -> None:
+    if len(layer.inputs) < 3:
+        layer.resize_inputs(3)
+    for i, array in ((1, weight), (2, bias)):
+        layer.replace_input_with(i, edit.constant(f"{layer.name}.{_input_name(layer.op_type, i)}", array.astype(np.float32)))
 
 
 def rename(model: ir.Model) -> dict[str, dict[str, str]]:

@@ -33,6 +33,63 @@ def test_batch_norm_and_weight_norm_are_folded_and_constants_are_gone(tmp_path):
     assert ops["Conv"] == 4
 
 
+def lively(module: nn.Module) -> nn.Module:
+    """Batch norms that treat no two channels alike."""
+    torch.manual_seed(8)
+    for sub in module.modules():
+        if isinstance(sub, nn.modules.batchnorm._BatchNorm):
+            for tensor, low, high in ((sub.weight, 0.5, 1.5), (sub.bias, -1, 1), (sub.running_mean, -1, 1), (sub.running_var, 0.5, 2)):
+                nn.init.uniform_(tensor, low, high)
+    return module.eval()
+
+
+@pytest.mark.parametrize(
+    "parts, shape, ops",
+    [
+        ([nn.Linear(6, 8), nn.BatchNorm1d(8)], (3, 6), {"Gemm": 1}),
+        ([nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU()], (3, 6), {"Gemm": 1, "Relu": 1}),
+        ([nn.BatchNorm1d(6), nn.Linear(6, 8)], (3, 6), {"Gemm": 1}),
+        ([nn.BatchNorm2d(4), nn.Dropout(0.4), nn.Flatten(), nn.Linear(24, 5), nn.BatchNorm1d(5)], (2, 4, 3, 2), {"Flatten": 1, "Gemm": 1}),
+        ([nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3)], (1, 4, 7, 7), {"Conv": 1}),
+        ([nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1, 2, groups=2, bias=False)], (1, 4, 7, 7), {"Conv": 1}),
+        ([nn.BatchNorm1d(4), nn.Conv1d(4, 4, 3, groups=4)], (1, 4, 9), {"Conv": 1}),
+        # A border of zeros stands behind the norm.
+        ([nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, padding=1)], (1, 4, 7, 7), {"BatchNormalization": 1, "Conv": 1}),
+        ([nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 1)], (1, 4, 7, 7), {"BatchNormalization": 1, "Relu": 1, "Conv": 1}),
+    ],
+)
+def test_a_batch_norm_becomes_part_of_the_layer_beside_it(tmp_path, parts, shape, ops):
+    module = lively(Lambda(lambda m, x: m.net(x), net=nn.Sequential(*parts)))
+    path = export(tmp_path, module, shape)
+    assert op_counts(graph.load(path)) == ops
+    fed = feeds(graph.load(path))
+    with torch.no_grad():
+        np.testing.assert_allclose(run(path, fed)["y0"], module(torch.from_numpy(fed["x0"]))[0].numpy(), atol=1e-5)  # float32, a factor more or less
+
+
+def test_a_batch_norm_stays_where_others_read_what_it_reads_or_writes(tmp_path):
+    shared = lively(Lambda(lambda m, x: shared_norm(m, m.c(x)), c=nn.Linear(4, 4), n=nn.BatchNorm1d(4), d=nn.Linear(4, 4)))
+    path = export(tmp_path, shared, (3, 4), name="shared")
+    assert op_counts(graph.load(path))["BatchNormalization"] == 1
+    fed = feeds(graph.load(path))
+    with torch.no_grad():
+        np.testing.assert_allclose(run(path, fed)["y0"], shared(torch.from_numpy(fed["x0"]))[0].numpy(), atol=1e-5)
+
+
+def shared_norm(module, x):
+    """Both what the norm reads and what it writes have another reader."""
+    y = module.n(x)
+    return x + module.d(y) * y
+
+
+def test_an_expand_before_arithmetic_that_broadcasts_is_gone(tmp_path):
+    module = Lambda(lambda m, x: torch.nn.functional.normalize(x, dim=1))
+    path = export(tmp_path, module, (2, 6))
+    assert op_counts(graph.load(path)) == {"ReduceL2": 1, "Clip": 1, "Div": 1}
+    needed = Lambda(lambda m, x: torch.cat([x, x[:, :1].expand(2, 6)], 1))
+    assert op_counts(graph.load(export(tmp_path, needed, (2, 6), name="needed")))["Expand"] == 1
+
+
 def test_rnn_is_one_node_with_constant_states(tmp_path):
     module = Lambda(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(5, 4, 2, batch_first=True))
     model = graph.load(export(tmp_path, module, (1, 6, 5)))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 NEEDS = ("prune",)
-SEMANTICS = 2  # 2: onnxsim before tidy; export.json
+SEMANTICS = 3  # 3: batch norms in the layers beside them. 2: onnxsim before tidy; export.json
 TOOLS = ("torch", "onnx", "onnx_ir", "onnxsim", "onnxruntime", "numpy")
 
 PROOF_CLIPS = 2

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..target import Target
 
 NEEDS: tuple[str, ...] = ()
-SEMANTICS = 3  # 2: io.json gives engine inputs the unit of the flow's tensor. 3: onnxsim before counting
+SEMANTICS = 4  # 2: io.json gives engine inputs the unit of the flow's tensor. 3: onnxsim before counting. 4: batch norms in the layers beside them
 TOOLS = ("torch", "onnx", "onnx_ir", "onnxsim", "onnxruntime", "transformers")
 
 
