@@ -107,14 +107,18 @@ def show_matrices(console: Console, matrices: list[dict[str, Any]]) -> None:
             macs = f"{row['coverage']['int8_macs']:.1%} {row['coverage']['grade']}"
             table.add_row(escape(row["name"].removeprefix(common)), number(row["metrics"][lead]), interval(row["int8_cost"][lead]), macs, megabytes(row["engine_bytes"]), share, latency, f"[{VERDICTS.get(row['verdict'], 'default')}]{row['verdict']}[/]")
         console.print(table)
-        agreement = matrix["agreement"][matrix["primary"]]
-        pairs = Table(box=None, pad_edge=False, title=f"agreement on {escape(matrix['primary'])}, SQNR in dB, the row as reference", title_justify="left", title_style="dim")
-        pairs.add_column("")
-        for name in agreement["names"]:
-            pairs.add_column(escape(name.removeprefix(common)), justify="right", overflow="fold")
-        for name, line, worst in zip(agreement["names"], agreement["sqnr_db"], agreement["max_abs"], strict=True):
-            pairs.add_row(escape(name.removeprefix(common)), *("" if m is None else "equal" if m == 0 else "-" if db is None else f"{db:.1f}" for db, m in zip(line, worst, strict=True)))
-        console.print(pairs)
+        for output in matrix["primary"].split(", "):
+            _show_agreement(console, output, matrix["agreement"][output], common)
+
+
+def _show_agreement(console: Console, output: str, agreement: dict[str, Any], common: str) -> None:
+    pairs = Table(box=None, pad_edge=False, title=f"agreement on {escape(output)}, SQNR in dB, the row as reference", title_justify="left", title_style="dim")
+    pairs.add_column("")
+    for name in agreement["names"]:
+        pairs.add_column(escape(name.removeprefix(common)), justify="right", overflow="fold")
+    for name, line, worst in zip(agreement["names"], agreement["sqnr_db"], agreement["max_abs"], strict=True):
+        pairs.add_row(escape(name.removeprefix(common)), *("" if m is None else "equal" if m == 0 else "-" if db is None else f"{db:.1f}" for db, m in zip(line, worst, strict=True)))
+    console.print(pairs)
 
 
 def show_bench(console: Console, rows: list[dict[str, Any]]) -> None:

@@ -302,6 +302,10 @@ class _Page:
         p = self.report.get("predictions") or {}
         if not p.get("label"):
             return ""
+        if self.report.get("task") == "classes":
+            return _confusion(p, self.report.get("classes") or [], self.report.get("agreement") or {})
+        if self.report.get("task") == "timeline":
+            return _timelines(p, str(self.report.get("primary", "")).split(", "))
         everything = list(zip(p["label"], p["float"], p["artifact"], strict=True))
         step = math.ceil(len(everything) / MAX_POINTS)
         points = [point for point in everything[::step] if None not in point]
@@ -350,11 +354,11 @@ class _Page:
     def names(self) -> list[str]:
         """The leading metric first."""
         names = list(self.metrics.get("float", {}))
-        order = {name: i for i, name in enumerate(("mae", "f1", "corr", "acc2", "acc3", "acc5"))}
+        order = {name: i for i, name in enumerate(("mae", "f1", "corr", "acc2", "acc3", "acc5", "wa", "ua", "f1_macro", "f1_weighted", "ccc", "ccc_valence", "ccc_arousal", "rmse"))}
         return sorted(names, key=lambda name: (name != self.lead, order.get(name, -1), name))
 
     def label(self, name: str) -> str:
-        return {"mae": "MAE", "f1": "F1", "corr": "correlation", "int8_macs": "INT8 MACs"}.get(name, str(name).rpartition(":")[2].replace("_", " "))
+        return {"mae": "MAE", "f1": "F1", "corr": "correlation", "int8_macs": "INT8 MACs", "wa": "WA", "ua": "UA", "ccc": "CCC", "rmse": "RMSE"}.get(name, str(name).rpartition(":")[2].replace("_", " "))
 
     def number(self, name: str, value: Any, signed: bool = False) -> str:
         if value is None or not math.isfinite(value):
@@ -449,7 +453,7 @@ def coverage_chart(parts: Sequence[tuple[str, float, float]], title: str) -> str
     return svg(height, title, said, "".join(body))
 
 
-def _scatter(points: Sequence[tuple[float, float, float]]) -> str:
+def _scatter(points: Sequence[tuple[float, float, float]], title: str = "Prediction over label", what: str = "") -> str:
     """Prediction over label, float and INT8."""
     low = min(-1.0, *(min(p) for p in points))
     high = max(1.0, *(max(p) for p in points))
@@ -460,7 +464,62 @@ def _scatter(points: Sequence[tuple[float, float, float]]) -> str:
         dots = "".join(f"M{x(p[0]):.1f} {y(p[at]):.1f}h0" for p in points)
         body.append(f'<path class="points {row}" d="{dots}"/>')
     body.append(legend((("float", "Float"), ("artifact", "INT8")), 336))
-    return svg(344, "Prediction over label", f"{len(points)} clips; the closer to the diagonal the better", "".join(body))
+    return svg(344, title, f"{what or f'{len(points)} clips'}; the closer to the diagonal the better", "".join(body))
+
+
+def _confusion(predictions: Mapping[str, Any], classes: Sequence[str], agreement: Mapping[str, Any]) -> str:
+    """Which class was chosen for clips of each class: INT8's share large and coloured, float's below."""
+    names = list(classes) or [str(i) for i in range(len(predictions["artifact"][0]))]
+    chosen = {row: [None if None in scores else max(range(len(scores)), key=scores.__getitem__) for scores in predictions[row]] for row in ("float", "artifact")}
+    counts = {row: [[0] * len(names) for _ in names] for row in chosen}
+    for i, label in enumerate(predictions["label"]):
+        for row, picks in chosen.items():
+            if picks[i] is not None:
+                counts[row][int(label)][picks[i]] += 1
+    rows = []
+    for truth, name in enumerate(names):
+        total = sum(1 for label in predictions["label"] if int(label) == truth)
+        cells = []
+        for pick in range(len(names)):
+            share, before = (counts[row][truth][pick] / total if total else 0.0 for row in ("artifact", "float"))
+            tone = "pruned" if pick == truth else "artifact"
+            text = f'{share:.0%}<span class="ci">{before:.0%}</span>' if share or before else ""
+            cells.append(f'<span class="heat" style="background:color-mix(in srgb, var(--{tone}) {50 * share:.0f}%, transparent)">{text}</span>')
+        rows.append([f'{esc(name)}<br><small>{total} clips</small>', *cells])
+    said = ""
+    if agreement.get("value") is not None:
+        said = f'<p>INT8 chooses the class of the pruned float model in <strong>{agreement["value"]:.2f} %</strong> of clips <span class="ci">{agreement["low"]:.2f} to {agreement["high"]:.2f}</span>.</p>'
+    note = '<p class="note">Rows are true classes, columns what was chosen: INT8, and below it the original float model.</p>'
+    return said + table("Chosen class by true class, share of the true class", ["", *names], rows, numeric=range(1, len(names) + 1)) + note
+
+
+def _timelines(predictions: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Every moment of every clip in one scatter a quantity, and the course of a few clips."""
+    figures = []
+    for d, name in enumerate(names):
+        moments = [(y[d], a[d], b[d]) for row in zip(predictions["label"], predictions["float"], predictions["artifact"], strict=True) for y, a, b in zip(*row, strict=True)]
+        step = math.ceil(len(moments) / MAX_POINTS)
+        points = [moment for moment in moments[::step] if None not in moment]
+        if points:
+            figures.append(_scatter(points, f"{name}: prediction over label", f"{len(points)} moments"))
+    clips = len(predictions["label"])
+    shown = sorted({round(i * (clips - 1) / 3) for i in range(4)}) if clips else []
+    courses = [_course(predictions, i, d, name) for i in shown for d, name in enumerate(names)]
+    return f'<div class="pair">{"".join(figures)}</div><div class="pair">{"".join(courses)}</div>'
+
+
+def _course(predictions: Mapping[str, Any], clip: int, d: int, name: str) -> str:
+    """Label, float and INT8 of one clip over its moments."""
+    lines = {row: [moment[d] for moment in predictions[row][clip]] for row in ("label", "float", "artifact")}
+    finite = [v for values in lines.values() for v in values if v is not None]
+    low, high, last = min(-1.0, *finite), max(1.0, *finite), max(1, len(lines["label"]) - 1)
+    x, y = scale(0, last, 44, WIDTH - 10), scale(low, high, 160, 10)
+    body = [axis_y(y, ticks_of(low, high, 4))]
+    for row, tone in (("label", "pruned"), ("float", "float"), ("artifact", "artifact")):
+        points = [f"{x(t):.1f} {y(v):.1f}" for t, v in enumerate(lines[row]) if v is not None]
+        body.append(f'<path class="outline {tone}" d="M{"L".join(points)}"/>' if points else "")
+    body.append(legend((("pruned", "Label"), ("float", "Float"), ("artifact", "INT8")), 196))
+    return svg(204, f"{name}, {predictions['ids'][clip]}", f"over {last + 1} moments", "".join(body))
 
 
 def _histogram(points: Sequence[tuple[Any, Any, Any]], bins: int = 24) -> str:

@@ -27,7 +27,8 @@ from edgekit.datasets.cmu_mosi import NAME, number_of
 from edgekit.datasets.folder import Table, Text
 from edgekit.errors import DataError, ToolMissing
 
-CLASSES = ("happy", "sad", "anger", "fear", "disgust", "surprise")
+CLASSES = ("happy", "sad", "angry", "fearful", "disgust", "surprised")
+EMOTIONS = ("happy", "sad", "anger", "fear", "disgust", "surprise")  # what the set calls them, in the order of CLASSES
 STORED = ("sentiment", "happy", "sad", "anger", "surprise", "disgust", "fear")  # the order in the .csd
 _MAX_SEGMENTS = 1_000_000
 
@@ -151,7 +152,7 @@ def _from_csv(table: Table) -> Iterator[Segment]:
         if not start_s < end_s:
             raise table.error(line, f"{video}/{clip} ends at {end_s:g} s, before it starts at {start_s:g} s")
         number_of(table, line, "sentiment", cells["sentiment"], -3, 3)
-        yield Segment(f"{table.path}:{line}", video, clip, start_s, end_s, tuple(number_of(table, line, c, cells[c], 0, 3) for c in CLASSES))
+        yield Segment(f"{table.path}:{line}", video, clip, start_s, end_s, tuple(number_of(table, line, c, cells[c], 0, 3) for c in EMOTIONS))
 
 
 def _from_csd(path: Path) -> Iterator[Segment]:
@@ -173,7 +174,7 @@ def _from_csd(path: Path) -> Iterator[Segment]:
                     if not NAME.fullmatch(video) or not 0 <= start_s < end_s:
                         raise DataError(f"{where}: from {start_s:g} s to {end_s:g} s")
                     stored = dict(zip(STORED, row, strict=True))
-                    emotions = tuple(stored[name] for name in CLASSES)
+                    emotions = tuple(stored[name] for name in EMOTIONS)
                     if not all(0 <= value <= 3 for value in emotions):
                         raise DataError(f"{where}: emotions {', '.join(f'{value:g}' for value in emotions)}, expected 0 to 3")
                     yield Segment(where, video, str(i), start_s, end_s, emotions)

@@ -44,12 +44,12 @@ FACES = {
 VOICES = {
     "neutral": Prosody(),
     "calm": Prosody(pitch=-0.12, liveliness=0.6, rate=0.84, brightness=-0.22, breath=2.0, fade=0.1, final=-0.2),
-    "happy": Prosody(pitch=0.28, liveliness=1.8, rate=1.12, brightness=0.18, tract=1.09, formant4=1.04, final=0.9, fade=0.1, stress=0.35),
-    "sad": Prosody(pitch=-0.2, liveliness=0.4, rate=0.74, brightness=-0.36, breath=4.5, tract=0.96, tremor=0.03, shake=0.3, final=-0.9, fade=0.75),
-    "angry": Prosody(pitch=0.15, liveliness=1.3, rate=1.2, brightness=0.42, breath=0.5, tract=0.92, formant4=0.97, final=-0.8, stress=0.9, jitter=0.03),
-    "fearful": Prosody(pitch=0.42, liveliness=0.8, rate=1.3, brightness=-0.02, breath=4.5, tract=1.05, tremor=0.05, shake=0.6, final=0.2, fade=0.3),
-    "disgust": Prosody(pitch=-0.15, liveliness=0.9, rate=0.8, brightness=0.12, tract=0.86, formant4=0.95, final=-0.6, fade=0.45, stress=0.5, jitter=0.03),
-    "surprised": Prosody(pitch=0.38, liveliness=2.2, rate=0.95, brightness=0.12, breath=2.0, tract=1.08, final=1.3, fade=-0.9, stress=0.5),
+    "happy": Prosody(pitch=0.22, liveliness=1.7, rate=1.2, brightness=0.3, breath=0.6, tract=1.11, formant4=1.05, final=0.7, fade=0.2, stress=0.5),
+    "sad": Prosody(pitch=-0.2, liveliness=0.4, rate=0.74, brightness=-0.38, breath=5.0, tract=0.96, tremor=0.03, shake=0.3, final=-0.9, fade=0.75),
+    "angry": Prosody(pitch=0.15, liveliness=1.3, rate=1.2, brightness=0.45, breath=0.4, tract=0.90, formant4=0.97, final=-0.8, stress=0.9, jitter=0.03),
+    "fearful": Prosody(pitch=0.42, liveliness=0.8, rate=1.3, brightness=-0.05, breath=5.0, tract=1.04, tremor=0.05, shake=0.7, final=0.2, fade=0.3),
+    "disgust": Prosody(pitch=-0.15, liveliness=0.9, rate=0.8, brightness=0.1, tract=0.85, formant4=0.95, final=-0.6, fade=0.45, stress=0.5, jitter=0.03),
+    "surprised": Prosody(pitch=0.42, liveliness=2.2, rate=0.82, brightness=-0.02, breath=3.0, tract=1.05, final=1.4, fade=-1.4, stress=0.5),
 }
 FACE_TWIN = {"neutral": "calm", "sad": "fearful", "surprised": "happy", "angry": "disgust"}
 VOICE_TWIN = {"calm": "sad", "fearful": "surprised", "happy": "angry", "disgust": "neutral"}

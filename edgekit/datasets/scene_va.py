@@ -3,9 +3,9 @@
 Both labels are smooth random courses in [−1, 1], unrelated to each other, one float32 per frame.
 Nobody's face or voice follows them exactly: each shows each label with a slow error of its own.
 
-    |         | face                                       | voice                                              |
-    | valence | clearly: mouth, cheeks, brows (error 0.28) | faintly: a smile's shorter tract (error 0.42)      |
-    | arousal | faintly: eyes wide, brows up (error 0.42)  | clearly: pitch, rate, tilt and level (error 0.28)  |
+    |         | face                                      | voice                                                           |
+    | valence | clearly: mouth, cheeks, brows (error 0.3) | faintly: a smile's shorter tract, melody, breath (error 0.4)    |
+    | arousal | faintly: eyes wide, brows up (error 0.4)  | clearly: pitch, rate, tilt and level (error 0.3)                |
 
 The errors are standard deviations; that of the labels is about 0.5. The errors of face and voice are
 unrelated, so the best estimate of either label weighs both. A clip's gain is normalized, so level
@@ -26,7 +26,7 @@ from . import Clip, face, scene, speech
 FRAMES, SIZE, SAMPLES = 64, 48, 81_920
 FPS = FRAMES * scene.SAMPLE_RATE_HZ / SAMPLES
 SECONDS = SAMPLES / scene.SAMPLE_RATE_HZ
-CLEAR, FAINT = 0.28, 0.42
+CLEAR, FAINT = 0.3, 0.4
 
 Course = Callable[[np.ndarray], np.ndarray]
 """A value over time: seconds [n] to [n]."""
@@ -81,15 +81,15 @@ def make_clip(seed: int, split: str, k: int) -> Clip:
 
 def expression_of(arousal: np.ndarray) -> face.Expression:
     """Arousal [frames] as a face shows it: eyes wide or drooping, brows up or down."""
-    return face.Expression(lids=0.7 * arousal, brows=0.5 * arousal)
+    return face.Expression(lids=0.95 * arousal, brows=0.8 * arousal)
 
 
 def prosody_of(script: Script) -> speech.Prosody:
     seconds = (np.arange(SAMPLES // speech.FRAME) + 0.5) * speech.FRAME / speech.SAMPLE_RATE_HZ
     valence, arousal = script.voice_valence(seconds), script.voice_arousal(seconds)
     return speech.Prosody(
-        pitch=0.35 * arousal + 0.04 * valence, liveliness=1.2, final=0.0, rate=1 + 0.22 * arousal, tract=1 + 0.06 * valence,
-        formant4=1 + 0.03 * valence, brightness=0.40 * arousal, breath=1.5 - 0.8 * arousal, fade=0.1, level=2.0**arousal,
+        pitch=0.35 * arousal + 0.06 * valence, liveliness=1.2 + 0.8 * valence, final=valence, rate=1 + 0.22 * arousal, tract=1 + 0.10 * valence,
+        formant4=1 + 0.06 * valence, brightness=0.40 * arousal, breath=np.maximum(2.0 - 0.6 * arousal - 1.2 * valence, 0.2), fade=0.1, level=2.0**arousal,
     )  # fmt: skip
 
 

@@ -112,9 +112,9 @@ class Prosody:
     """How something is said, against the speaker's own habits. Fields of `Array` may follow time: [samples // FRAME]."""
 
     pitch: float | Array = 0.0  # octaves
-    liveliness: float = 1.0  # factor of the voice's own
+    liveliness: float | Array = 1.0  # factor of the voice's own
     accents: float = 0.0  # octaves of liveliness on top of that
-    final: float = 0.0  # −1 falls, 1 rises at the end of a phrase
+    final: float | Array = 0.0  # −1 falls, 1 rises at the end of a phrase
     tremor: float = 0.0  # octaves, 6 times a second
     jitter: float = 0.006  # octaves, every 5 ms
     rate: float | Array = 1.0  # factor

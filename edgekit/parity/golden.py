@@ -97,7 +97,9 @@ def _preprocessed(side: BundleSide, golden: Mapping[str, Any], tensors: Tensors,
     id, none = clip["id"], np.zeros(0, np.int16)
     # A model without sound has clips without: the part that its preprocessing does not read is not there.
     frames, audio = (tensors[f"{id}/raw/{part}"] if f"{id}/raw/{part}" in tensors.names else none for part in ("frames", "audio"))
-    raw = Clip(id, frames, clip.get("fps", 0.0), audio, clip.get("sample_rate_hz", 0), {})
+    stamps = tensors[f"{id}/raw/frame_ms"] if f"{id}/raw/frame_ms" in tensors.names else None
+    features = {name.rpartition("/")[2]: tensors[name] for name in tensors.names if name.startswith(f"{id}/raw/features/")}
+    raw = Clip(id, frames, clip.get("fps", 0.0), audio, clip.get("sample_rate_hz", 0), {}, frame_ms=stamps, features=features)
     made = preprocess(dict(side.preprocess), raw)
     limits = golden.get("preprocess_max_abs", {})
     return [_check(id, name, "preprocess", made[name], inputs[name], float(limits.get(name, 0.0))) for name in made if name in inputs]

@@ -189,15 +189,22 @@ def _golden(reference: Row, report: Row, preprocess: Row) -> Row:
         # Pixels reach 255 before the mean goes off: a fused multiply-add moves a few float32 steps of 1.5e-5.
         tolerance["video"] = 1e-4 / min(preprocess["video"]["std"])
     if "audio" in preprocess:
-        tolerance["wave"] = 1e-4
+        # Of spectra in decibels, a log10 of another library's; both are divided by the scale.
+        spectra = preprocess["audio"].get("features", {})
+        tolerance |= {name: 1e-3 / _least(how.get("scale", 1.0)) for name, how in spectra.items()} if spectra else {"wave": 1e-4}
+    tolerance |= {name: 1e-4 / _least(how["std"]) for name, how in preprocess.get("features", {}).items()}
     return {
         "tensors": "golden.safetensors",
-        "keys": ["<clip>/raw/frames uint8 [n, h, w, 3] RGB", "<clip>/raw/audio int16 [samples]", "<clip>/input/<name>", "<clip>/output/<name> of the pruned float model", "<clip>/state/<engine>/<name> [steps, ...]"],
+        "keys": ["<clip>/raw/frames uint8 [n, h, w, 3] RGB", "<clip>/raw/audio int16 [samples]", "<clip>/raw/frame_ms float64 [n], where frames have times of their own", "<clip>/raw/features/<name>", "<clip>/input/<name>", "<clip>/output/<name> of the pruned float model", "<clip>/state/<engine>/<name> [steps, ...]"],
         "clips": reference["golden"],
         "preprocess_max_abs": tolerance,
         "answers": report["golden"],
         "parity": report["parity"],
     }
+
+
+def _least(scale: float | list[float]) -> float:
+    return min(map(abs, scale)) if isinstance(scale, list) else abs(scale)
 
 
 def _licences(spec: Row, model: Row, reference: Row, calibration: Row) -> list[Row]:

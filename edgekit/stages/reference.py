@@ -161,19 +161,17 @@ def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: 
     import numpy as np
 
     from edgekit.flow import run_flow
-    from edgekit.preprocess import preprocess
+    from edgekit.preprocess import preprocess, window
 
     low, high = data.clip(data.ids[int(np.argmin(labels))]), data.clip(data.ids[int(np.argmax(labels))])
-    video, sound = model.preprocess.get("video", {}), model.preprocess.get("audio", {})
-    window = (video.get("clips", 1) * video.get("frames_per_window", video.get("frames_per_clip", 1)), sound.get("samples", len(low.audio)))  # frames, samples
     tensors: Arrays = {}
     described = []
     pairs = model.flow.get("states", {})
     for clip, parent, how in (
         (low, None, "as recorded"),
         (high, None, "as recorded"),
-        (_shorter(low, *window), low.id, "cropped to an odd size, fewer frames, less audio than the window: exercises resize, repeats and padding"),
-        (_longer(high, *window), high.id, "stretched to another aspect, more frames, more audio than the window: exercises resize, choice and truncation"),
+        (_shorter(low, *window(model.preprocess)), low.id, "cropped to an odd size, fewer frames, less audio than the window: exercises resize, repeats and padding"),
+        (_longer(high, *window(model.preprocess)), high.id, "stretched to another aspect, more frames, more audio than the window: exercises resize, choice and truncation"),
     ):
         if any(known["id"] == clip.id for known in described):
             continue  # one clip may be both lowest and highest

@@ -134,8 +134,8 @@ def mosei(tmp_path):
 def test_mosei_takes_the_strongest_emotion_in_the_order_of_its_classes(mosei):
     opened = {split: mosei.open(split) for split in SPLITS}
     assert isinstance(opened["test"], Dataset)
-    assert opened["test"].classes == cmu_mosei.CLASSES == ("happy", "sad", "anger", "fear", "disgust", "surprise")
-    labels = {id: cmu_mosei.CLASSES[int(take.labels["emotion"])] for dataset in opened.values() for id, take in dataset._takes.items()}
+    assert opened["test"].classes == cmu_mosei.CLASSES == ("happy", "sad", "angry", "fearful", "disgust", "surprised")
+    labels = {id: cmu_mosei.EMOTIONS[int(take.labels["emotion"])] for dataset in opened.values() for id, take in dataset._takes.items()}
     assert labels == {"a/0": "fear", "a/1": "sad", "b/0": "anger", "c/0": "happy", "c/1": "surprise", "c/2": "disgust"}
     assert opened["train"]._takes["a/1"].span_s == (2.0, 4.0) and opened["test"]._takes["c/1"].span_s is None
 

@@ -14,14 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_MIN = 1e-6  # float16 holds it, unlike 1e-12: an engine's all-zero feature then gives zeros, not NaN
+# Least squared length to divide by. float16 holds it, unlike the usual 1e-24, so that there too a feature of zeros gives zeros.
+SQUARE_MIN = 1e-7
 
 
 def l2_normalize(x: Tensor) -> Tensor:
-    """x over its Euclidean norm along the last axis, as Mul, ReduceSum, Sqrt, Max and Div: every target has these, and none of the
-    last four rounds to INT8 anywhere."""
-    norm = (x * x).sum(-1, keepdim=True).sqrt()
-    return x / torch.maximum(norm, torch.tensor(NORM_MIN))
+    """x over its Euclidean norm along the last axis, as Mul, ReduceSum, Max, Sqrt and Div: every target has these.
+
+    The bound comes before the root, whose gradient at zero is infinite.
+    """
+    square = (x * x).sum(-1, keepdim=True)
+    return x / torch.maximum(square, torch.tensor(SQUARE_MIN)).sqrt()
 
 
 class RecurrentFeature(nn.Module):

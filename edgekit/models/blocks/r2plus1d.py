@@ -69,6 +69,9 @@ class R2Plus1D(nn.Module):
                 layers.append(BasicBlock(c_in, width, 2 if stage > 1 and block == 0 else 1))
                 c_in = width
             setattr(self, f"layer{stage}", nn.Sequential(*layers))
+        for sub in self.modules():
+            if isinstance(sub, nn.Conv3d):
+                nn.init.kaiming_normal_(sub.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, clip: Tensor) -> Tensor:
         """[n, 3, t, h, w] → [n, widths[-1], t/8, h/16, w/16], rounded up."""

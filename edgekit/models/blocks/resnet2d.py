@@ -50,6 +50,9 @@ class ResNet2D(nn.Module):
                 layers.append(BasicBlock(c_in, width, 2 if stage > 1 and block == 0 else 1))
                 c_in = width
             setattr(self, f"layer{stage}", nn.Sequential(*layers))
+        for sub in self.modules():
+            if isinstance(sub, nn.Conv2d):
+                nn.init.kaiming_normal_(sub.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, mel: Tensor) -> Tensor:
         """[n, 1, bands, frames] → [n, widths[-1]]."""
