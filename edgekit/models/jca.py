@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from . import aver
-from .aver import AVER, OPTIONAL_KEYS, Config, encode, engines, flow, fold, for_training, io_spec, loss, preprocess_spec, towers, train_forward
+from .aver import AVER, OPTIONAL_KEYS, Config, augment, encode, engines, flow, fold, for_training, io_spec, loss, preprocess_spec, towers, train_forward
 from .blocks.joint_attention import AudioGuidedAttention, CoAttention, RecurrentFeature, regressor, xavier
 from .groups import Group, Slice
 from .joint_groups import fusion_groups, guided_group
 
 __all__ = [
-    "CONFIGS", "OPTIONAL_KEYS", "UNPRUNABLE", "Config", "build", "encode", "engines", "flow", "fold", "for_training", "io_spec", "loss", "normalize_keys",
+    "CONFIGS", "OPTIONAL_KEYS", "UNPRUNABLE", "Config", "augment", "build", "encode", "engines", "flow", "fold", "for_training", "io_spec", "loss", "normalize_keys",
     "preprocess_spec", "prune_groups", "towers", "train_forward",
 ]  # fmt: skip
 
