@@ -96,6 +96,22 @@ def test_transposed_conv1d_equals_its_conv2d(folder, groups, stride, padding, bi
 
 
 @few
+@given(kernel=st.integers(1, 4), stride=st.integers(1, 3), padding=st.integers(0, 2), mean=st.booleans())
+def test_a_pool_over_time_equals_its_pool_over_an_image(folder, kernel, stride, padding, mean):
+    padding = min(padding, kernel // 2)
+    pool = (nn.AvgPool1d if mean else nn.MaxPool1d)(kernel, stride, padding)
+    model, _ = check(folder, Lambda(lambda m, x: m.c(x), c=pool), (2, 4, 20), names=["conv1d_to_conv2d"])
+    ranks = {node.op_type: len(graph.shape_of(node.inputs[0])) for node in model.graph}
+    assert {rank for op, rank in ranks.items() if op.endswith("Pool")} <= {4}
+
+
+def test_convolutions_and_pools_over_time_stay_four_dimensional_together(folder):
+    net = nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.MaxPool1d(2, 1), nn.Conv1d(8, 6, 3), nn.ReLU(), nn.MaxPool1d(2, 1))
+    model, _ = check(folder, Lambda(lambda m, x: m.c(x), c=net), (1, 4, 20), names=["conv1d_to_conv2d", "merge_layout_ops"])
+    assert op_counts(model) == {"Unsqueeze": 1, "Conv": 2, "Relu": 2, "MaxPool": 2, "Squeeze": 1}
+
+
+@few
 @given(lead=st.lists(st.integers(1, 4), min_size=1, max_size=4), bias=st.booleans(), width=st.sampled_from([1, 5]))
 def test_a_linear_equals_its_1x1_conv(folder, lead, bias, width):
     model, changes = check(folder, Lambda(lambda m, x: m.c(x), c=nn.Linear(6, width, bias)), (*lead, 6), names=["linear_to_conv2d"])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.errors import EdgekitError
-from edgekit.graph import Editor, attribute, constant, shape_of
+from edgekit.graph import Editor, attribute, batch_norm_affine, constant, shape_of
 from edgekit.rewrites.change import Change, free_name, nodes_of
 
 if TYPE_CHECKING:
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 
 def conv1d_to_conv2d(model: ir.Model) -> list[Change]:
-    """Conv and ConvTranspose on [n, c, t] -> the same on [n, c, 1, t], between Unsqueeze and Squeeze.
+    """Conv, ConvTranspose, MaxPool and AveragePool on [n, c, t] -> the same on [n, c, 1, t], between Unsqueeze and Squeeze.
 
-    TensorRT's parser does the same, but leaves the new tensors without names, so no scale of ours
-    would reach them. `merge_layout_ops` then removes what stands between consecutive ones.
+    TensorRT's parser does the same to convolutions, but leaves the new tensors without names, so no scale of
+    ours would reach them; it has no pool of rank 3. `merge_layout_ops` then removes what stands between consecutive ones.
 
-    requires: constant weights.
+    requires: constant weights; a MaxPool without indices.
     ensures: no such op of rank 3; groups, strides, dilations, padding and bias as before.
     """
-    edit, changes = Editor(model), []
+    edit = Editor(model)
+    changes = [_pool2d(edit, node) for node in nodes_of(model, "MaxPool", "AveragePool") if len(shape_of(node.inputs[0])) == 3 and len(node.outputs) == 1]
     for node in nodes_of(model, "Conv", "ConvTranspose"):
         x, weight, old = node.inputs[0], constant(node.inputs[1]), node.outputs[0]
         if weight is None or weight.ndim != 3:
@@ -55,6 +56,25 @@ def conv1d_to_conv2d(model: ir.Model) -> list[Change]:
         tensors = {wide.name: f"same_as {x.name}", y.name: f"same_as {narrow.name}"}
         changes.append(Change("conv1d_to_conv2d", name, tensors))
     return changes
+
+
+def _pool2d(edit: Editor, node: ir.Node) -> Change:
+    x, old = node.inputs[0], node.outputs[0]
+    attributes = {key: attribute(node, key, 0) for key in ("ceil_mode", "count_include_pad") if key in node.attributes}
+    for key in ("kernel_shape", "strides", "dilations"):
+        if key in node.attributes:
+            attributes[key] = [1, *attribute(node, key, [])]
+    before, after = attribute(node, "pads", [0, 0])
+    auto_pad = attribute(node, "auto_pad", "NOTSET")
+    attributes |= {"pads": [0, before, 0, after]} if auto_pad == "NOTSET" else {"auto_pad": auto_pad}
+    name = free_name(edit, node)
+    axes = edit.constant(f"{name}.axes", np.array([2], np.int64))
+    (n, c, t), (m, o, t_out) = shape_of(x), shape_of(old)
+    wide = edit.add(node, "Unsqueeze", [x, axes], (n, c, 1, t), name=f"{name}/to_4d")
+    y = edit.add(node, node.op_type, [wide], (m, o, 1, t_out), attributes, name)
+    narrow = edit.add(node, "Squeeze", [y, axes], shape_of(old), name=f"{name}/to_3d")
+    edit.take_over(old, narrow)
+    return Change("conv1d_to_conv2d", name, {wide.name: f"same_as {x.name}", y.name: f"same_as {narrow.name}"})
 
 
 def linear_to_conv2d(model: ir.Model) -> list[Change]:
@@ -116,6 +136,31 @@ def linear_to_conv2d(model: ir.Model) -> list[Change]:
         for value in inside[:-1]:
             same(value, y.name)
         changes.append(Change("linear_to_conv2d", name, tensors))
+    return changes
+
+
+def batch_norm_to_conv(model: ir.Model) -> list[Change]:
+    """BatchNormalization on [n, c, ..] -> a depthwise Conv of one element, with a bias.
+
+    One that stands before a convolution that pads, or between two residual additions, can join neither. As a
+    multiplication and an addition it is float, and takes the additions around it along; as a Conv it has an
+    integer kernel, whose one weight a channel is exact at that channel's own scale.
+
+    requires: constant statistics, rank 3 to 5.
+    ensures: no BatchNormalization of these ranks.
+    """
+    edit, changes = Editor(model), []
+    for node in nodes_of(model, "BatchNormalization"):
+        affine, old = batch_norm_affine(node), node.outputs[0]
+        rank = len(shape_of(old))
+        if affine is None or not 3 <= rank <= 5:
+            continue
+        factor, shift = (terms.astype(np.float32) for terms in affine)
+        name, ones = free_name(edit, node), [1] * (rank - 2)
+        inputs = [node.inputs[0], edit.constant(f"{name}.weight", factor.reshape(-1, 1, *ones)), edit.constant(f"{name}.bias", shift)]
+        attributes = {"group": len(factor), "kernel_shape": ones, "strides": ones, "dilations": ones, "pads": [0] * 2 * len(ones)}
+        edit.take_over(old, edit.add(node, "Conv", inputs, shape_of(old), attributes, name))
+        changes.append(Change("batch_norm_to_conv", name))
     return changes
 
 
