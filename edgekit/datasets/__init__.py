@@ -30,6 +30,7 @@ SPLITS = ("train", "calibration", "test")
 DATASETS = {
     "folder": "edgekit.datasets.folder",
     "affwild2": "edgekit.datasets.affwild2",
+    "chsims": "edgekit.datasets.chsims",
     "synthetic_av": "edgekit.datasets.synthetic",
     "synthetic_emotion": "edgekit.datasets.synthetic",
     "synthetic_va": "edgekit.datasets.synthetic",

@@ -93,6 +93,16 @@ def read_audio(path: Path, sample_rate_hz: int, span_s: tuple[float, float] | No
     return np.clip(np.rint(mono * 32768.0), -32768, 32767).astype(np.int16)
 
 
+def has_audio(path: Path) -> bool:
+    """Whether a container has a sound track at all.
+
+    Raises:
+        DataError: not a container that can be opened.
+    """
+    with _container(path) as container:
+        return bool(container.streams.audio)
+
+
 def read_npy(path: Path, max_bytes: int = MAX_FRAME_BYTES) -> np.ndarray:
     """One array of numbers. Its header is checked before memory is taken, and a pickle is never loaded.
 
