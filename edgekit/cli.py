@@ -203,7 +203,7 @@ def compare(a: Annotated[str, typer.Argument(metavar="A", help="The reference: O
             rate_hz: Annotated[float | None, typer.Option("--rate-hz", help="Steps a second, for the time axis.")] = None,
             state: Annotated[list[str] | None, typer.Option("--state", metavar="IN:OUT", help="A state of a single graph; by default every x_in with its x_out.")] = None,
             threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of both sides.")] = None,
-            conditions: Annotated[str | None, typer.Option("--conditions", metavar="all|NAME,...", help="Run on harder data too: no-audio, no-video, blur, noise-10, noise-0.")] = None,
+            conditions: Annotated[str | None, typer.Option("--conditions", metavar="all|masking|NAME,...", help="Run on harder data too: no-audio, no-video, blur, noise-10, noise-0; `masking` for 10 to 90 % of one modality random.")] = None,
             save: Annotated[Path | None, typer.Option("--save-outputs", help="Write every sample's outputs to FOLDER/a and FOLDER/b, which compare reads again.")] = None,
             junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML.")] = None,
             bisect: Annotated[bool, typer.Option("--bisect", help="Rank the layers by the error that each introduces by itself.")] = False,

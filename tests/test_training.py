@@ -414,7 +414,7 @@ def test_a_recipe_trains_and_leaves_a_checkpoint_with_its_provenance(recipe, tmp
     assert told["recipe"]["model"] == "tiny" and told["recipe"]["joint"] == {"epochs": 2, "batch": 8, "lr": 3e-3, "final_lr": 0.03}
     assert told["train_data"] == Bright(24).digest() and told["validation_data"] == Bright(8).digest()
     assert [(row["phase"], row["epoch"]) for row in told["log"]] == [("both", 1), ("both", 2)]
-    assert set(told["log"][0]["mae"]) == {"o", "a", "v"}
+    assert set(told["log"][0]["validation"]) == {"o", "a", "v"}
     module = tiny.build(CFG)
     assert checkpoint.load_into(module, checkpoint.read_state(path), path) == []
 
@@ -489,7 +489,7 @@ t.train_from_file({str(yaml)!r}, [], t.Path({str(tmp_path / "cache")!r}))
 def test_towers_are_trained_first_on_their_own_label(recipe, tmp_path):
     yaml = recipe(model="mhlt", towers="{video: [{epochs: 1, batch: 4, lr: 1.0e-3}, {epochs: 1, batch: 4, lr: 1.0e-3}], audio: [{epochs: 1, batch: 4, lr: 1.0e-3}]}", joint="{epochs: 1, batch: 4, lr: 1.0e-3}", clips="4", validate_clips="2")
     told = json.loads(train_from_file(yaml, [], tmp_path / "cache").with_suffix(".json").read_text())
-    assert [(row["phase"], sorted(row["mae"])) for row in told["log"]] == [("video 1", ["v"]), ("video 2", ["v"]), ("audio 1", ["a"]), ("both", ["a", "o", "v"])]
+    assert [(row["phase"], sorted(row["validation"])) for row in told["log"]] == [("video 1", ["v"]), ("video 2", ["v"]), ("audio 1", ["a"]), ("both", ["a", "o", "v"])]
     assert len(list((tmp_path / "cache").rglob("training.pt"))) == 4
     alone = json.loads(train_from_file(yaml, ["modality=audio"], tmp_path / "cache").with_suffix(".json").read_text())
     assert [row["phase"] for row in alone["log"]] == ["audio 1", "audio"]

@@ -20,7 +20,7 @@ from edgekit import progress
 from edgekit.artifact import tool_version
 from edgekit.compare import decibel
 from edgekit.errors import DataError
-from edgekit.metrics import METRICS, Metric, paired_bootstrap
+from edgekit.metrics import DEFAULTS, METRICS, Metric, Task, is_varied, paired_bootstrap
 from edgekit.parity.flows import BundleSide, coverage_of
 from edgekit.parity.gaps import gaps
 from edgekit.parity.measure import Accumulator, Limits, tolerance
@@ -34,7 +34,6 @@ from edgekit.parity.stream import Cut, Streams, one_graph
 from edgekit.parity.tolerance import Cost, cost
 from edgekit.slices import bins
 
-DEFAULT_METRICS = ("mae", "f1", "corr")
 DEFAULT_STEPS = 64
 LIBRARIES = ("numpy", "onnxruntime", "onnx", "openvino", "ai-edge-litert", "torch")
 
@@ -204,9 +203,9 @@ class _Run:
         self.seconds = {"open": 0.0, "data": 0.0, "a": 0.0, "b": 0.0, "compare": 0.0, "checks": 0.0}
         self.kept: dict[str, np.ndarray] = {}
         self.count = 0
-        self._labels: list[Mapping[str, float]] = []
+        self._labels: list[Mapping[str, float | np.ndarray]] = []
         self._tags: list[Mapping[str, float | str]] = []
-        self._scalars: dict[str, tuple[list[float], list[float]]] = {}
+        self._answers: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}  # of outputs that are one number, or have a label
 
     def timed(self, source: Samples) -> Iterable[Sample]:
         """The samples, their making counted as `data`."""
@@ -230,10 +229,10 @@ class _Run:
                 name, partner = accumulator.names
                 x, y = aligned(self.a, self.b, name, _given(self.a, a, name), _given(self.b, b, partner))
                 accumulator.add(sample.id, x, y)
-                if x.size == 1:
-                    pair = self._scalars.setdefault(name, ([], []))
-                    pair[0].append(float(x.reshape(())))
-                    pair[1].append(float(y.reshape(())))
+                if x.size == 1 or name in sample.labels:
+                    pair = self._answers.setdefault(name, ([], []))
+                    pair[0].append(np.array(x, np.float64).reshape(-1))
+                    pair[1].append(np.array(y, np.float64).reshape(-1))
             self._note(sample, a, b)
 
     def stream(self, sample: Sample, streams: Streams) -> None:
@@ -260,22 +259,40 @@ class _Run:
     def labelled(self) -> list[str]:
         """Outputs with a finite label in every sample."""
         named = [name for name in self._accumulators_by_name() if all(name in labels for labels in self._labels)]
-        return [name for name in named if all(np.isfinite(labels[name]) for labels in self._labels)] if self._labels else []
+        return [name for name in named if all(np.isfinite(labels[name]).all() for labels in self._labels)] if self._labels else []
+
+    def _scored(self, name: str) -> tuple[Task, np.ndarray, np.ndarray, np.ndarray] | None:
+        """(task, labels, A's, B's) as the task's metrics take them; None where there is nothing to score.
+
+        A number with a label is a value, several with one label are scores of classes, and as many as labels are a timeline.
+        """
+        if name not in self.labelled() or len(self._answers.get(name, ((), ()))[0]) != self.count or self.count < 2:
+            return None
+        labels = np.array([np.asarray(labels[name], np.float64).reshape(-1) for labels in self._labels])
+        a, b = (np.array(values) for values in self._answers[name])
+        if labels.shape[1] == 1:
+            return ("value", labels[:, 0], a[:, 0], b[:, 0]) if a.shape[1] == 1 else ("classes", labels[:, 0], a, b)
+        return ("timeline", labels[..., None], a[..., None], b[..., None]) if labels.shape == a.shape else None
+
+    @staticmethod
+    def _fitting(own: Mapping[str, Metric], task: Task) -> list[Metric]:
+        """The data set's metrics that are for this task; of several timelines' only those of each alone."""
+        chosen = [metric for metric in own.values() if metric.task in (task, None)] or [METRICS[name] for name in DEFAULTS[task]]
+        return [metric for metric in chosen if not metric.name.startswith("ccc_")]
 
     def _accumulators_by_name(self) -> list[str]:
         return [accumulator.names[0] for accumulator in self._accumulators]
 
     def metrics(self, own: Mapping[str, Metric], pairs: list[tuple[str, str]]) -> tuple[TaskMetric, ...]:
         """What both are worth against the labels; intervals need two samples."""
-        chosen = dict(own) or {name: METRICS[name] for name in DEFAULT_METRICS}
         rows = []
         for name, _ in pairs:
-            if name not in self.labelled() or len(self._scalars.get(name, ((), ()))[0]) != self.count or self.count < 2:
+            scored = self._scored(name)
+            if scored is None:
                 continue
-            labels = np.array([labels[name] for labels in self._labels])
-            a, b = (np.array(values) for values in self._scalars[name])
-            for metric in chosen.values():
-                if metric.needs_varied_labels and np.ptp(labels) == 0:
+            task, labels, a, b = scored
+            for metric in self._fitting(own, task):
+                if metric.needs_varied_labels and not is_varied(labels):
                     continue
                 change, low, high = paired_bootstrap(metric, labels, a, b)
                 rows.append(TaskMetric(name, metric.name, metric.title, metric.unit, metric.direction, self.count, metric(labels, a), metric(labels, b), change, low, high))
@@ -304,11 +321,12 @@ class _Run:
 
     def _worth(self, own: Mapping[str, Metric], name: str, members: list[int]) -> tuple[Any, ...]:
         """(metric, A's, B's, 95 % interval of the change) of the first metric over some samples; nothing without labels."""
-        if name not in self.labelled() or len(self._scalars.get(name, ((), ()))[0]) != self.count or len(members) < 2:
+        scored = self._scored(name)
+        if scored is None or len(members) < 2:
             return ()
-        metric = next(iter(own.values()), METRICS[DEFAULT_METRICS[0]])
-        labels, a, b = (np.array([values[i] for i in members]) for values in ([row[name] for row in self._labels], *self._scalars[name]))
-        if metric.needs_varied_labels and np.ptp(labels) == 0:
+        metric = self._fitting(own, scored[0])[0]
+        labels, a, b = (values[members] for values in scored[1:])
+        if metric.needs_varied_labels and not is_varied(labels):
             return ()
         _, low, high = paired_bootstrap(metric, labels, a, b)
         return metric.name, metric(labels, a), metric(labels, b), low, high
@@ -317,9 +335,16 @@ class _Run:
         """`kept`, and every sample's value of outputs that have one."""
         if not self._keep:
             return {}
-        values = {f"*/{side}/{name}": np.array(pair[i]) for name, pair in self._scalars.items() for i, side in enumerate("ab")}
-        labels = {f"*/label/{name}": np.array([row[name] for row in self._labels]) for name in self.labelled()}
+        answers = {name: pair for name, pair in self._answers.items() if len(pair[0]) == self.count}
+        values = {f"*/{side}/{name}": _column(pair[i]) for name, pair in answers.items() for i, side in enumerate("ab")}
+        labels = {f"*/label/{name}": _column([np.asarray(row[name]).reshape(-1) for row in self._labels]) for name in self.labelled()}
         return {**self.kept, **values, **labels}
+
+
+def _column(rows: list[np.ndarray]) -> np.ndarray:
+    """[samples], or [samples, n] of n numbers each."""
+    values = np.array(rows)
+    return values[:, 0] if values.shape[1:] == (1,) else values
 
 
 def _given(side: Side, outputs: Mapping[str, np.ndarray], name: str) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 A slice is a part of the samples by a tag that the data set brings (5 dB of noise each). A change is
 done to every clip before it is preprocessed, as a covered camera or a dead microphone does it in
-the car; labels stay, and the same clip is changed alike for all sides.
+the car; a mask puts random values in place of a share of what the model is fed. Labels stay, and the
+same clip is changed alike for all sides.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ class Condition:
     Attributes:
         title: for people.
         change: called as change(clip, rng); rng is the clip's own, the same in every run.
+        masks: (source of inputs, share of their values that become random), after preprocessing.
     """
 
     title: str
-    change: Callable[[Clip, np.random.Generator], Clip]
+    change: Callable[[Clip, np.random.Generator], Clip] = lambda clip, rng: clip
+    masks: tuple[str, float] | None = None
 
 
 def blurred(frames: np.ndarray, radius: int) -> np.ndarray:
@@ -65,24 +68,53 @@ CONDITIONS: dict[str, Condition] = {
     "noise-10": Condition("white noise at 10 dB", lambda clip, rng: replace(clip, audio=noisy(clip.audio, 10, rng))),
     "noise-0": Condition("white noise at 0 dB", lambda clip, rng: replace(clip, audio=noisy(clip.audio, 0, rng))),
 }
+# The protocol by which ATTSF-Net's robustness was measured: 10 to 90 % of one modality's values are random.
+MASKING = {
+    f"mask-{source}-{percent}": Condition(f"{percent} % of {source} random", masks=(source, percent / 100)) for source in ("audio", "video") for percent in range(10, 100, 10)
+}
+GROUPS = {ALL: tuple(CONDITIONS), "masking": tuple(MASKING)}
+CONDITIONS |= MASKING
 
 
 def chosen(text: str) -> tuple[str, ...]:
-    """`all`, or names with commas between.
+    """Names with commas between; `all` stands for what may happen in a car, `masking` for every mask.
 
     Raises:
         UsageError: a name is not known.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in CONDITIONS and name != ALL:
-            raise UsageError(f"--conditions {text}: `{name}` is not known", suggestion(name, [*CONDITIONS, ALL]))
-    return tuple(CONDITIONS) if ALL in names else tuple(dict.fromkeys(names))
+        if name not in CONDITIONS and name not in GROUPS:
+            raise UsageError(f"--conditions {text}: `{name}` is not known", suggestion(name, [*GROUPS, *CONDITIONS]))
+    return tuple(dict.fromkeys(one for name in names for one in GROUPS.get(name, (name,))))
 
 
 def changed(name: str, clip: Clip) -> Clip:
     """The clip under condition `name`."""
     return CONDITIONS[name].change(clip, np.random.default_rng(zlib.crc32(clip.id.encode())))
+
+
+def masked(name: str, inputs: Mapping[str, np.ndarray], spec: Mapping[str, Any], id: str) -> dict[str, np.ndarray]:
+    """A clip's preprocessed inputs under condition `name`: pixels become uniform between black and white, others normal with the clip's own deviation."""
+    from edgekit.preprocess import sources
+
+    mask = CONDITIONS[name].masks
+    if mask is None:
+        return dict(inputs)
+    source, share = mask
+    rng = np.random.default_rng(zlib.crc32(f"{name} {id}".encode()))
+    of = sources(dict(spec))
+    return {key: _masked(value, share, rng, spec.get("video") if source == "video" else None) if of[key] == source else value for key, value in inputs.items()}
+
+
+def _masked(value: np.ndarray, share: float, rng: np.random.Generator, video: Mapping[str, Any] | None) -> np.ndarray:
+    if video is None:
+        noise = rng.standard_normal(value.shape) * value.std()
+    else:
+        shape = [3 if axis == "C" else 1 for axis in video["layout"]]
+        mean, std = (np.reshape(video[key], shape) for key in ("mean", "std"))
+        noise = (rng.uniform(0, 255, value.shape) - mean) / std
+    return np.where(rng.random(value.shape) < share, noise, value).astype(value.dtype)
 
 
 def title(condition: str) -> str:

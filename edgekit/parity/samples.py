@@ -17,7 +17,7 @@ import numpy as np
 
 from edgekit.errors import DataError, UsageError
 from edgekit.formats import read_json
-from edgekit.parity.conditions import changed, title
+from edgekit.parity.conditions import changed, masked, title
 from edgekit.parity.flows import BundleSide, EngineSide, FlowSide
 from edgekit.parity.recorded import SUFFIXES, RecordedSide, Recording
 from edgekit.parity.result import DataInfo
@@ -34,7 +34,7 @@ class Sample:
 
     id: str
     feeds: Mapping[str, np.ndarray]
-    labels: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, float | np.ndarray] = field(default_factory=dict)
     tags: Mapping[str, float | str] = field(default_factory=dict)
 
 
@@ -205,7 +205,7 @@ def _of_recipe(path: Path, a: Side, b: Side, wish: Wish, options: Options) -> Sa
 
 def _of_dataset(name: str, split: str, limit: int | None, beside: Path, text: str, a: Side, b: Side, wish: Wish, options: Options) -> Samples:
     from edgekit.datasets import metrics_of, open_dataset
-    from edgekit.preprocess import preprocess
+    from edgekit.preprocess import labels_of, preprocess
 
     whole = next((flow for side in (a, b) if (flow := _flow_of(side)) is not None and flow.preprocess is not None), None)
     if whole is None:
@@ -217,10 +217,12 @@ def _of_dataset(name: str, split: str, limit: int | None, beside: Path, text: st
         for id in dataset.ids:
             clip = dataset.clip(id) if wish.condition is None else changed(wish.condition, dataset.clip(id))
             inputs = preprocess(dict(whole.preprocess or {}), clip)
+            if wish.condition is not None:
+                inputs = masked(wish.condition, inputs, whole.preprocess or {}, id)
             if isinstance(a, EngineSide) or isinstance(b, EngineSide):
                 yield from _engine_samples(id, inputs, whole, a if isinstance(a, EngineSide) else b, wish)  # type: ignore[arg-type]
             else:
-                yield Sample(id, inputs, clip.labels, clip.tags)
+                yield Sample(id, inputs, labels_of(dict(whole.preprocess or {}), clip), clip.tags)
 
     is_whole = not (isinstance(a, EngineSide) or isinstance(b, EngineSide)) or wish.steps is not None
     said = f"{name}, split {split}" + (f", {title(wish.condition)}" if wish.condition is not None else "")

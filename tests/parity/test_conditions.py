@@ -40,12 +40,30 @@ def clip(seed: int = 0) -> Clip:
 
 
 def test_every_condition_keeps_shape_type_and_label_and_is_the_same_each_time():
-    for name in CONDITIONS:
+    for name in conditions.GROUPS["all"]:
         was = clip()
         first, again = changed(name, was), changed(name, was)
         assert first.frames.shape == was.frames.shape and first.frames.dtype == np.uint8 and first.audio.dtype == np.int16 and first.labels == was.labels, name
         assert np.array_equal(first.frames, again.frames) and np.array_equal(first.audio, again.audio), name
         assert not (np.array_equal(first.frames, was.frames) and np.array_equal(first.audio, was.audio)), name
+
+
+def test_a_mask_makes_its_share_of_one_modality_random_between_black_and_white_or_with_its_deviation():
+    rng = np.random.default_rng(1)
+    video = {"layout": "TCHW", "mean": [10.0, 20.0, 30.0], "std": [50.0, 60.0, 70.0], "clips": 1, "frames_per_clip": 4, "height": 20, "width": 20}
+    spec = {"video": {**video, "color": "RGB", "resize": "bilinear_half_pixel", "sampling": "uniform_round_linspace"}, "audio": {"sample_rate_hz": 16000, "samples": 9000, "scale": 32768.0, "normalize": "none", "pad": "right_zero_after_normalize"}}
+    inputs = {"video": np.full((4, 3, 20, 20), 99, np.float32), "wave": (7 * rng.standard_normal(9000)).astype(np.float32)}
+    for share in (10, 90):
+        seen = conditions.masked(f"mask-video-{share}", inputs, spec, "c")
+        heard = conditions.masked(f"mask-audio-{share}", inputs, spec, "c")
+        assert seen["wave"] is inputs["wave"] and heard["video"] is inputs["video"] and seen["video"].dtype == np.float32
+        assert abs((seen["video"] != 99).mean() - share / 100) < 0.02 and abs((heard["wave"] != inputs["wave"]).mean() - share / 100) < 0.02
+        random = seen["video"][:, 0][seen["video"][:, 0] != 99]
+        assert random.min() >= -10 / 50 and random.max() <= 245 / 50 and random.max() - random.min() > 4.5
+        assert abs(heard["wave"][heard["wave"] != inputs["wave"]].std() - 7) < 0.5
+        assert np.array_equal(seen["video"], conditions.masked(f"mask-video-{share}", inputs, spec, "c")["video"])
+        assert not np.array_equal(seen["video"], conditions.masked(f"mask-video-{share}", inputs, spec, "d")["video"]), "every clip has its own"
+    assert conditions.masked("blur", inputs, spec, "c") == inputs, "done to the clip already"
 
 
 def test_noise_has_the_level_that_it_is_called_after():
@@ -69,7 +87,8 @@ def test_blur_keeps_flat_pictures_and_means_and_takes_detail():
 
 
 def test_names_are_checked():
-    assert chosen("all") == tuple(CONDITIONS) and chosen("blur, no-audio,blur") == ("blur", "no-audio")
+    assert chosen("all") == ("no-audio", "no-video", "blur", "noise-10", "noise-0") and len(chosen("masking")) == 18 and set(chosen("all,masking")) == set(CONDITIONS)
+    assert chosen("blur, no-audio,blur") == ("blur", "no-audio")
     with pytest.raises(UsageError, match="`blurr` is not known") as caught:
         chosen("blurr")
     assert "`blur`" in caught.value.hint
