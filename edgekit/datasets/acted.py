@@ -14,6 +14,7 @@ finds the takes, says which person or video each belongs to, and divides them; f
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -32,6 +33,9 @@ _SEMANTICS = 1  # 1: face crops by the box of each frame, black frames up to the
 _MAX_TEXT_BYTES = 64 << 20
 _MAX_LINES_BYTES = 64 << 20
 _SAME_LENGTH_S = 1.0  # a clip cut at key frames may be this much longer or shorter than its label says
+
+_MAX_HELD_BYTES = 1 << 29  # pictures of a take that are kept until their boxes are known; beyond it is decoded twice
+_FRAMES_AT_ONCE = 64  # a detector's time to start is shared by so many
 
 CLASS_METRICS = ("wa", "ua", "f1_macro")
 SCORE_METRICS = ("mae7", "corr", "acc2_non0", "f1_non0", "acc7")
@@ -286,35 +290,54 @@ class TakeSplit:
 
         if take.video.suffix == ".npy":
             return (*_array(take.video, self._stored), True)
-        frames, fps = media.read_video(take.video, take.span_s)
-        if take.lasts_s is not None and not abs(len(frames) / fps - take.lasts_s) <= _SAME_LENGTH_S:
-            raise DataError(f"{take.video}: {len(frames) / fps:.2f} s, the label of {take.id} is of {take.lasts_s:.2f} s", "are the clips of this video numbered in another order?")
-        if take.half:
-            middle = frames.shape[2] // 2
-            frames = frames[:, :, :middle] if take.half == "left" else frames[:, :, middle:]
-        window = None if self._spec.window_s is None else max(1, round(self._spec.window_s * fps))
-        has_face = True
         if self._spec.faces == "crop":
-            height, width = frames.shape[1:3]
-            boxes = self._boxes(take, frames)[:window]
-            has_face = faces.without_face(boxes) < len(boxes)
-            if not has_face and self._spec.without_face == "refuse":
-                raise DataError(f"{take.video}: no face in any frame of {take.id}", f"put boxes into {faces.boxes_beside(take.face_name)}, or say `without_face: black` in {self.source}")
-            frames = faces.crop(frames[:window], faces.box_per_frame(boxes, height, width), self._spec.size)
-        frames = frames[:window]
-        return faces.fill_black(frames, window or 0), fps, has_face
+            return self._face_crops(take)
+        frames, fps = media.read_video(take.video, take.span_s)
+        _refuse_other_length(take, len(frames) / fps)
+        window = self._window(fps)
+        return faces.fill_black(_half(frames, take.half)[:window], window or 0), fps, True
 
-    def _boxes(self, take: Take, frames: Any) -> list[Any]:
-        """Faces of every frame of the take: from its file, else detected once and kept."""
+    def _face_crops(self, take: Take) -> tuple[Any, float, bool]:
+        """As `_picture`. A sentence may last minutes, so only the crops are held, not the pictures."""
+        import numpy as np
+
         from edgekit.datasets import faces
 
-        n, height, width = frames.shape[:3]
+        path, found, held, n_bytes = self._box_file(take), [], [], 0
+        images: list[Any] | None = []  # of a short take, so that it need not be decoded twice
+        count, fps, shape = 0, 0.0, (0, 0)
+        for image, fps in _decoded(take):  # noqa: B007, it is the same for all
+            count, shape, n_bytes = count + 1, image.shape[:2], n_bytes + image.nbytes
+            if images is not None:
+                images.append(image)
+                images = images if n_bytes <= _MAX_HELD_BYTES else None
+            if not path.is_file():
+                held.append(image)
+                if len(held) == _FRAMES_AT_ONCE:
+                    found, held = found + faces.detect(np.stack(held)), []
+        _refuse_other_length(take, count / fps)
+        if not path.is_file():
+            faces.write_boxes(path, found + (faces.detect(np.stack(held)) if held else []))
+        window = self._window(fps)
+        boxes = faces.read_boxes(path, count, *shape)[:window]
+        has_face = faces.without_face(boxes) < len(boxes)
+        if not has_face and self._spec.without_face == "refuse":
+            raise DataError(f"{take.video}: no face in any frame of {take.id}", f"put boxes into {faces.boxes_beside(take.face_name)}, or say `without_face: black` in {self.source}")
+        cut = faces.box_per_frame(boxes, *shape)
+        source = (image for image, _ in _decoded(take)) if images is None else iter(images)
+        crops = [faces.crop(image[None], box, self._spec.size)[0] for box, image in zip(cut, source, strict=False)]  # the window may be shorter
+        return faces.fill_black(np.stack(crops), window or 0), fps, has_face
+
+    def _window(self, fps: float) -> int | None:
+        """How many frames the clip has, if it has a window."""
+        return None if self._spec.window_s is None else max(1, round(self._spec.window_s * fps))
+
+    def _box_file(self, take: Take) -> Path:
+        """Where the boxes of the take are: beside its video, else where detected ones are kept, or will be."""
+        from edgekit.datasets import faces
+
         beside = faces.boxes_beside(take.face_name)
-        if not beside.is_file():
-            beside = self._store / f"{sha256_of([sha256(take.video), take.span_s, take.half, self._faces_from(take)])}.faces.csv"
-            if not beside.is_file():
-                faces.write_boxes(beside, faces.detect(frames))
-        return faces.read_boxes(beside, n, height, width)
+        return beside if beside.is_file() else self._store / f"{sha256_of([sha256(take.video), take.span_s, take.half, self._faces_from(take)])}.faces.csv"
 
     def _faces_from(self, take: Take) -> Any:
         from edgekit.datasets import faces
@@ -329,6 +352,25 @@ def with_text(take: Take, root: Root, folder: str | None, where: str) -> Take:
 
 def _files(take: Take) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(path for path in (take.video, take.audio, take.text) if path))
+
+
+def _decoded(take: Take) -> Iterator[tuple[Any, float]]:
+    """(frame [h, w, 3] of the take, frames per second), one after the other."""
+    from edgekit.datasets import media
+
+    for image, fps in media.stream_video(take.video, take.span_s):
+        yield _half(image, take.half), fps
+
+
+def _half(frames: Any, half: str | None) -> Any:
+    """Frames [..., h, w, 3] cut to one half of their width."""
+    middle = frames.shape[-2] // 2
+    return {None: frames, "left": frames[..., :middle, :], "right": frames[..., middle:, :]}[half]
+
+
+def _refuse_other_length(take: Take, seconds: float) -> None:
+    if take.lasts_s is not None and not abs(seconds - take.lasts_s) <= _SAME_LENGTH_S:
+        raise DataError(f"{take.video}: {seconds:.2f} s, the label of {take.id} is of {take.lasts_s:.2f} s", "are the clips of this video numbered in another order?")
 
 
 def _array(path: Path, stored: str) -> tuple[Any, float]:

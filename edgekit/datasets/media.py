@@ -231,15 +231,30 @@ def _refuse_truncated_riff(path: Path, file: BinaryIO) -> None:
 
 
 def _container_video(path: Path, span_s: tuple[float, float] | None = None) -> tuple[np.ndarray, float]:
+    images: list[np.ndarray] = []
+    n_bytes, fps = 0, 0.0
+    for image, fps in stream_video(path, span_s):  # noqa: B007, it is the same for all
+        n_bytes += image.nbytes
+        if n_bytes > MAX_FRAME_BYTES:
+            raise _too_large(path, n_bytes, MAX_FRAME_BYTES)
+        images.append(image)
+    return np.stack(images), fps
+
+
+def stream_video(path: Path, span_s: tuple[float, float] | None = None) -> Iterator[tuple[np.ndarray, float]]:
+    """(frame uint8 [h, w, 3] RGB, frames per second), one after the other: what `read_video` holds at once. Only of containers.
+
+    Raises:
+        DataError: as `read_video`; a cut-off or too short file only after its last frame.
+    """
     with _container(path) as container:
         if not container.streams.video:
             raise DataError(f"{path}: no video stream")
         stream = container.streams.video[0]
         # Without this FFmpeg paints over damaged parts with what it guesses.
         stream.codec_context.options = {"err_detect": "explode"}
-        fps = stream.average_rate or stream.guessed_rate
-        images: list[np.ndarray] = []
-        n_bytes, end_s = 0, 0.0
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        shape, count, end_s = None, 0, 0.0
         if span_s:
             _seek(container, stream, span_s[0])
         for frame in container.decode(stream):
@@ -250,27 +265,24 @@ def _container_video(path: Path, span_s: tuple[float, float] | None = None) -> t
                 if at_s < span_s[0] - _INSTANT_S:
                     continue
             if frame.is_corrupt:
-                raise DataError(f"{path}: frame {len(images)} is damaged")
-            n_bytes += frame.width * frame.height * 3
-            if n_bytes > MAX_FRAME_BYTES:
+                raise DataError(f"{path}: frame {count} is damaged")
+            if (n_bytes := frame.width * frame.height * 3) > MAX_FRAME_BYTES:
                 raise _too_large(path, n_bytes, MAX_FRAME_BYTES)
             # Phones store upright video lying down, with the turn beside it.
             image = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
-            if images and image.shape != images[0].shape:
-                raise DataError(
-                    f"{path}: frame {len(images)} is {image.shape[1]}x{image.shape[0]},"
-                    f" the first is {images[0].shape[1]}x{images[0].shape[0]}"
-                )
-            images.append(image)
-            shown_s = float(frame.duration * frame.time_base) if frame.duration else 1 / float(fps or 25)
+            shape = shape or image.shape
+            if image.shape != shape:
+                raise DataError(f"{path}: frame {count} is {image.shape[1]}x{image.shape[0]}, the first is {shape[1]}x{shape[0]}")
+            shown_s = float(frame.duration * frame.time_base) if frame.duration else 1 / (fps or 25)
             end_s = max(end_s, (frame.time or 0.0) + shown_s)
+            count += 1
+            yield image, _positive(path, "frame rate", fps)
         if span_s:
             _refuse_short(path, stream, span_s, end_s)
-        if not images:
+        if not count:
             raise DataError(f"{path}: video of zero length")
         if not span_s:
             _refuse_cut_off(path, container, stream, end_s)
-        return np.stack(images), _positive(path, "frame rate", float(fps or 0))
 
 
 def _container_audio(path: Path, span_s: tuple[float, float] | None = None) -> tuple[np.ndarray, int]:

@@ -295,6 +295,23 @@ def test_detected_boxes_are_kept_for_the_next_time(place, take, monkeypatch):
     assert calls == [12, 12]
 
 
+def test_a_long_take_is_cropped_without_holding_its_pictures(place, take, monkeypatch):
+    from edgekit.datasets import acted, faces
+
+    place.yaml("size: 16\n")
+    short = place.open().clip("01-01-05-02-02-01-01").frames
+    monkeypatch.setattr(acted, "_MAX_HELD_BYTES", 3 * 48 * 64 * 3)
+    np.testing.assert_array_equal(place.open().clip("01-01-05-02-02-01-01").frames, short)
+    boxes = take.with_name(f"{take.stem}.faces.csv")
+    kept = faces.read_boxes(boxes, 12, 48, 64)
+    boxes.unlink()
+    monkeypatch.setattr(acted, "_FRAMES_AT_ONCE", 5)
+    monkeypatch.setattr(faces, "detector", lambda: "test")
+    monkeypatch.setattr(faces, "detect", lambda frames: [kept.pop(0) for _ in frames])
+    np.testing.assert_array_equal(place.open().clip("01-01-05-02-02-01-01").frames, short)
+    assert not kept
+
+
 # -- digest ----------------------------------------------------------------------------------------
 
 
