@@ -135,7 +135,7 @@ class VideoModel(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         """[n, 3, t, h, w] → [n, positions*c] of length 1, channels outermost; pooled: [n, c] as it comes."""
-        maps = self.r2plus1d(clip).float()
+        maps = self.r2plus1d(clip)
         return maps.mean((2, 3, 4)) if self.is_pooled else l2_normalize(maps.flatten(1))
 
 
@@ -147,7 +147,7 @@ class AudioModel(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """[n, 1, bands, frames] → [n, c] of length 1; plain: as it comes."""
-        feature = self.resnet(mel).float()
+        feature = self.resnet(mel)
         return feature if self.is_plain else l2_normalize(feature)
 
 
@@ -435,19 +435,13 @@ def encode(module: AVER, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return encoded
 
 
-def _fast_while(training: bool) -> torch.autocast:
-    """bfloat16 convolutions while training: two thirds of the time where the CPU multiplies it natively. Features and the loss stay float32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=training)
-
-
 def train_forward(module: AVER, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """{"video": [n, l, 3, t, h, w], "mel": [n, l, 1, bands, frames]}, or what `encode` made of them → valence, arousal [n, l].
 
     A modality given with n = 1 is shared by all samples: a silenced one need not be encoded n times.
     """
-    with _fast_while(module.training):
-        video = batch["v_features"] if "v_features" in batch else module.encode_video(batch["video"])
-        audio = batch["a_features"] if "a_features" in batch else module.encode_audio(batch["mel"])
+    video = batch["v_features"] if "v_features" in batch else module.encode_video(batch["video"])
+    audio = batch["a_features"] if "a_features" in batch else module.encode_audio(batch["mel"])
     n = max(len(video), len(audio))
     return dict(zip(OUTPUTS, module.fusion(video.expand(n, -1, -1), audio.expand(n, -1, -1)), strict=True))
 
@@ -466,8 +460,7 @@ class Tower(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         x = batch[self.source]
-        with _fast_while(self.training):
-            feature = self.encoder(x.flatten(0, 1))
+        feature = self.encoder(x.flatten(0, 1))
         rows = feature.unflatten(1, (-1, self.fc.in_features)) * feature.shape[1] ** 0.5
         out = dict(zip(OUTPUTS, self.fc(rows.mean(1)).unflatten(0, x.shape[:2]).unbind(-1), strict=True))
         return {**out, **{f"{k}.mse": v for k, v in out.items()}} if self.training else out
@@ -480,7 +473,11 @@ def towers(module: AVER) -> dict[str, Tower]:
 
 
 def for_training(module: AVER) -> AVER:
-    """Lay weights out for the fastest training on a CPU: channels-last 3-D convolutions take two thirds of the time."""
+    """Lay weights out for the fastest training on a CPU: channels-last 3-D convolutions take two thirds of the time.
+
+    In bfloat16 they would take half, but torch 2.13 then gives NaN now and then in the weight gradient of a (3, 1, 1) kernel over
+    two frames: oneDNN reads what nobody wrote.
+    """
     module.video_model.to(memory_format=torch.channels_last_3d)
     module.audio_model.to(memory_format=torch.channels_last)
     return module
