@@ -55,8 +55,8 @@ class World:
 
 WORLDS = {
     "synthetic_av": World(1, "scene", ("mae", "f1", "corr")),
-    "synthetic_emotion": World(1, "scene_emotion", ("wa", "ua", "f1_macro"), EMOTIONS),
-    "synthetic_va": World(1, "scene_va", ("ccc", "ccc_valence", "ccc_arousal")),
+    "synthetic_emotion": World(2, "scene_emotion", ("wa", "ua", "f1_macro"), EMOTIONS),
+    "synthetic_va": World(2, "scene_va", ("ccc", "ccc_valence", "ccc_arousal")),
 }
 
 
