@@ -192,7 +192,7 @@ def tidy(model: ir.Model) -> None:
     """Make a graph canonical without changing any value.
 
     ensures: constants and everything computed from constants are initializers of the node that
-    uses them; no Identity, no Reshape, Transpose or Expand that changes nothing; no batch norm that a
+    uses them; no Identity, no Reshape, Transpose, Expand or MaxPool that changes nothing; no batch norm that a
     layer beside it can take in; nothing unused; every tensor has a static shape; nodes in topological order.
     """
     import onnx_ir.passes.common as passes
@@ -267,7 +267,7 @@ _BROADCASTS = ("Add", "Sub", "Mul", "Div")
 
 
 def _drop_no_ops(model: ir.Model) -> bool:
-    """Remove Reshape, Transpose, Squeeze, Expand... whose output is their input, Dropout, and Expand before arithmetic that broadcasts by itself."""
+    """Remove Reshape, Transpose, Squeeze, Expand... whose output is their input, Dropout, Expand before arithmetic that broadcasts by itself."""
     edit = Editor(model)
     changed = False
     for node in list(model.graph):
@@ -281,6 +281,7 @@ def _drop_no_ops(model: ir.Model) -> bool:
             or (node.op_type == "Dropout" and len(node.inputs) < 3)
             or (node.op_type == "Cast" and source.dtype == result.dtype)
             or (node.op_type == "Expand" and _broadcasts_itself(result))
+            or (node.op_type == "MaxPool" and same_shape and set(attribute(node, "kernel_shape", [0])) == {1} and len(node.outputs) == 1)
         )
         # A graph input must not become a graph output: an engine binding is one or the other.
         if is_no_op and not (result.is_graph_output() and (source.is_graph_input() or source.is_graph_output())):

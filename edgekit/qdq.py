@@ -342,6 +342,9 @@ def insert_qdq(model: ir.Model, chosen: Precisions, ranges: Mapping[str, Range],
         node = nodes[name]
         if node.op_type in WEIGHTED and (weight := constant(node.inputs[1])) is not None:
             node.replace_input_with(1, _weight_dq(edit, node, weight, numbers))
+    for name in chosen.others:
+        if nodes[name].op_type == "PRelu" and (slope := constant(nodes[name].inputs[1])) is not None and slope.size > 1:
+            nodes[name].replace_input_with(1, _slope_dq(edit, nodes[name], slope))
     _sort(model)
     return model
 
@@ -421,6 +424,17 @@ def _weight_dq(edit: Editor, node: ir.Node, weight: np.ndarray, numbers: Numbers
     z = edit.constant(f"{node.name}.weight.zero_point", np.zeros(scales.shape, np.int8))
     q = edit.constant(f"{node.name}.weight.int8", quantize_weight(weight, scales, axis))
     return edit.add(node, "DequantizeLinear", [q, s, z], weight.shape, {"axis": axis}, f"{node.name}/weight/DequantizeLinear", ir.DataType.FLOAT)
+
+
+def _slope_dq(edit: Editor, node: ir.Node, slope: np.ndarray) -> ir.Value:
+    """A PRelu's slopes in int8, all on one scale: integer kernels multiply by them as they do by another activation. One slope alone is a factor."""
+    import onnx_ir as ir
+
+    scale = np.float32(np.abs(slope).max() / 127 or 1.0)
+    s = edit.constant(f"{node.name}.slope.scale", scale)
+    z = edit.constant(f"{node.name}.slope.zero_point", np.int8(0))
+    q = edit.constant(f"{node.name}.slope.int8", np.rint(slope / scale).astype(np.int8))
+    return edit.add(node, "DequantizeLinear", [q, s, z], slope.shape, None, f"{node.name}/slope/DequantizeLinear", ir.DataType.FLOAT)
 
 
 def _sort(model: ir.Model) -> None:

@@ -146,6 +146,45 @@ def test_a_bias_that_others_read_too_and_products_of_activations_stay(folder):
     assert op_counts(model)["MatMul"] == 1 and op_counts(model)["Conv"] == 1
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 9), (1, 6, 5, 7), (2, 6, 2, 3, 4)])
+def test_a_batch_norm_that_joins_no_layer_equals_its_convolution(folder, shape):
+    kind = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)]
+    norm = kind(6)
+    for tensor, low, high in ((norm.weight, -1.5, 1.5), (norm.bias, -1, 1), (norm.running_mean, -1, 1), (norm.running_var, 0.1, 2)):
+        nn.init.uniform_(tensor, low, high)
+    # Between two additions, as in a network whose norms stand before its layers.
+    model, changes = check(folder, Lambda(lambda m, x: x + torch.relu(m.n(x + x.roll(1, 1))), n=norm), shape, names=["batch_norm_to_conv"])
+    assert len(changes) == 1 and "BatchNormalization" not in op_counts(model)
+    [conv] = [node for node in model.graph if node.op_type == "Conv"]
+    assert graph.shape_of(conv.inputs[1]) == (6, 1, *[1] * (len(shape) - 2)) and conv.attributes["group"].value == 6
+    assert sum(graph.count_macs(model).values()) == np.prod(shape)
+
+
+def test_a_batch_norm_of_rows_stays_arithmetic(folder):
+    model, changes = check(folder, Lambda(lambda m, x: torch.relu(m.n(torch.relu(x))), n=nn.BatchNorm1d(6)), (3, 6), names=["batch_norm_to_conv"])
+    assert not changes and op_counts(model)["BatchNormalization"] == 1
+
+
+@pytest.mark.parametrize("dim, keepdim", [(1, True), (1, False), (-1, True), ((1, 2), True)])
+def test_a_length_equals_its_arithmetic(folder, dim, keepdim):
+    model, changes = check(folder, Lambda(lambda m, x: torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim) + 1.0), (2, 6, 5), names=["decompose_reduce_l2"])
+    assert {"Mul": 1, "ReduceSum": 1, "Sqrt": 1}.items() <= op_counts(model).items() and "ReduceL2" not in op_counts(model)
+    assert [node.op_type for node in model.graph if node.name in changes[0].fp32] == ["Mul", "ReduceSum", "Sqrt"]
+
+
+def test_a_normalized_vector_of_25088_stays_within_float16_in_what_is_not_named_fp32(folder):
+    """The sum of squares of a backbone's map is far beyond 65 504; only what is named fp32 may hold it."""
+    module = Lambda(lambda m, x: F.normalize(x * 30, dim=1))
+    model, changes = check(folder, module, (1, 25_088), names=["decompose_reduce_l2"])
+    names = {node.outputs[0].name: node.name for node in model.graph}
+    fed = feeds(model)
+    path = folder / "normalized.onnx"
+    graph.save(model, path)
+    values = run(path, fed, also=[name for name in names if name not in {v.name for v in model.graph.outputs}])
+    beyond = {names[name] for name, value in values.items() if np.abs(value).max() > 65_504}
+    assert beyond and beyond <= set(changes[0].fp32)
+
+
 @pytest.mark.parametrize("shape, groups", [((2, 8, 30), 8), ((1, 8, 5, 6), 2), ((1, 8, 3, 4, 5), 4)])
 @pytest.mark.parametrize("affine", [True, False])
 def test_instance_norm_equals_its_arithmetic(folder, shape, groups, affine):

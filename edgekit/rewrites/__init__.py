@@ -18,11 +18,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from edgekit.errors import EdgekitError
-from edgekit.rewrites.arithmetic import clamp_int64, decompose_instance_norm, decompose_layer_norm, pow_to_mul
+from edgekit.rewrites.arithmetic import clamp_int64, decompose_instance_norm, decompose_layer_norm, decompose_reduce_l2, pow_to_mul
 from edgekit.rewrites.change import Change
 from edgekit.rewrites.conv3d import conv3d_to_conv2d, conv3d_to_conv2d_taps
 from edgekit.rewrites.gelu import fuse_gelu
-from edgekit.rewrites.layout import conv1d_to_conv2d, linear_to_conv2d, merge_layout_ops
+from edgekit.rewrites.layout import batch_norm_to_conv, conv1d_to_conv2d, linear_to_conv2d, merge_layout_ops
 from edgekit.rewrites.recurrent import rnn_to_scan
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ REWRITES: Mapping[str, Callable[[ir.Model], list[Change]]] = {
     "clamp_int64": clamp_int64,
     "decompose_instance_norm": decompose_instance_norm,
     "decompose_layer_norm": decompose_layer_norm,
+    "decompose_reduce_l2": decompose_reduce_l2,
+    "batch_norm_to_conv": batch_norm_to_conv,
     "conv1d_to_conv2d": conv1d_to_conv2d,
     "linear_to_conv2d": linear_to_conv2d,
     "merge_layout_ops": merge_layout_ops,

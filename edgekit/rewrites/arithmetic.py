@@ -96,6 +96,29 @@ def decompose_layer_norm(model: ir.Model) -> list[Change]:
     return changes
 
 
+def decompose_reduce_l2(model: ir.Model) -> list[Change]:
+    """ReduceL2 -> Mul(x, x), ReduceSum, Sqrt.
+
+    TensorFlow Lite has no such op, and in FP16 a sum of squares overflows from 65 504 on.
+
+    requires: axes are an attribute or constant.
+    ensures: no ReduceL2; square, sum and root are named in `fp32`.
+    """
+    edit, changes = Editor(model), []
+    for node in nodes_of(model, "ReduceL2"):
+        x, y = node.inputs[0], node.outputs[0]
+        given = constant(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "axes", None)
+        if given is None and len(node.inputs) > 1:
+            continue
+        axes = [int(a) for a in given] if given is not None else list(range(len(shape_of(x))))
+        name = free_name(edit, node)
+        square = edit.add(node, "Mul", [x, x], shape_of(x), name=f"{name}/square")
+        total = edit.add(node, "ReduceSum", [square, edit.constant(f"{name}.axes", np.array(axes, np.int64))], shape_of(y), {"keepdims": attribute(node, "keepdims", 1)}, f"{name}/sum")
+        edit.take_over(y, edit.add(node, "Sqrt", [total], shape_of(y), name=name))
+        changes.append(Change("decompose_reduce_l2", name, {square.name: "observe", total.name: "observe"}, (f"{name}/square", f"{name}/sum", name)))
+    return changes
+
+
 def _normalize(edit: Editor, node: ir.Node, x: ir.Value, axes: list[int], eps: float):
     """(x - mean) / sqrt(mean((x - mean)^2) + eps) over `axes`."""
     full = shape_of(x)

@@ -278,7 +278,10 @@ def prelu(low: Lowering, node: ir.Node) -> None:
         low.bind(node.outputs[0], low.emit(node, "LEAKY_RELU", [source], order=x.order, quant=quant if integer else None, options=options))
         return
     order = common_order([x], x.shape)
-    low.bind(node.outputs[0], low.emit(node, "PRELU", [low.floats(x, order), low.laid_constant(slope, len(x.shape), order)], order=order))
+    integer = x.quant is not None and quant is not None and slope.integers is not None and len(slope.quant.scale) == 1
+    source = low.native(x, order) if integer else low.floats(x, order)
+    slopes = low.laid_constant(slope, len(x.shape), order, integers=integer)
+    low.bind(node.outputs[0], low.emit(node, "PRELU", [source, slopes], order=order, quant=quant if integer else None))
 
 
 @lowers("HardSigmoid")

@@ -15,7 +15,7 @@ from edgekit.quant import Histogram, Numbers
 NUMBERS = Numbers(dtype="int8", symmetric=False, outputs=True)
 FORCED = {"scale": 1 / 256, "zero_point": -128}
 INT8 = {
-    **{op: {"int8": True} for op in ("Conv", "ConvTranspose", "Gemm", "MatMul", "MatMul.activations", "Relu", "Clip", "LeakyRelu", "Add", "Mul", "Sub")},
+    **{op: {"int8": True} for op in ("Conv", "ConvTranspose", "Gemm", "MatMul", "MatMul.activations", "Relu", "Clip", "LeakyRelu", "PRelu", "Add", "Mul", "Sub")},
     **{op: {"int8": True} for op in ("AveragePool", "GlobalAveragePool", "ReduceMean", "Gelu", "HardSwish", "Concat")},
     "Sigmoid": {"int8": True, "int8_output": FORCED},
     "Softmax": {"int8": True, "int8_output": FORCED},

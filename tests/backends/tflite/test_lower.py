@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgekit.backends.tflite.lower import lower
 from edgekit.errors import TargetError
-from tests.backends.tflite.nets import check_float, check_int8, net, ops_of, quantized, types_of
+from tests.backends.tflite.nets import check_float, check_int8, net, onnx_run, ops_of, quantized, random_feeds, types_of
 
 pytest.importorskip("ai_edge_litert")
 
@@ -265,6 +265,31 @@ def test_prelu(shape):
     check_float(net([("PRelu", "x s", "y")], {"x": (1, 4, 5, 6)}, {"y": (1, 4, 5, 6)}, {"s": np.abs(weight(*shape))}))
 
 
+@pytest.mark.parametrize(("kernel", "slope", "op"), [((1, 1), (4, 1, 1), "PRELU"), ((1, 1), (1,), "LEAKY_RELU"), ((1,), (4, 1), "PRELU")])
+@pytest.mark.parametrize("is_negative", [False, True])
+def test_an_int8_prelu_between_layers_stays_int8(kernel, slope, op, is_negative):
+    slopes = np.abs(weight(*slope)) * (0.3 if not is_negative else -0.3)
+    weights = {"w1": weight(4, 4, *kernel), "s": slopes, "w2": weight(3, 4, *kernel, seed=2)}
+    picture = (6, 6)[: len(kernel)]
+    nodes = [("Conv", "x w1", "a"), ("PRelu", "a s", "p"), ("Conv", "p w2", "y")]
+    # 2: a step of the PRelu is one of the Conv behind it, which rounds once more
+    lowered = check_int8(net(nodes, {"x": (1, 4, *picture)}, {"y": (1, 3, *picture)}, weights), steps=2)
+    assert (op, "int8") in types_of(lowered)
+
+
+def test_the_slopes_of_an_int8_prelu_are_what_the_simulation_multiplies_by():
+    """On a coarse scale: one slope of 100 leaves the others almost none of the 127 steps."""
+    slopes = np.array([100.0, 0.6, -0.6, 0.1], np.float32).reshape(4, 1, 1)
+    weights = {"w1": weight(4, 4, 1, 1), "s": slopes, "w2": weight(3, 4, 1, 1, seed=2)}
+    model = net([("Conv", "x w1", "a"), ("PRelu", "a s", "p"), ("Conv", "p w2", "y")], {"x": (1, 4, 6, 6)}, {"y": (1, 3, 6, 6)}, weights)
+    qdq = quantized(model)
+    [node] = [node for node in qdq.graph if node.op_type == "PRelu"]
+    held = onnx_run(qdq, random_feeds(model), also=[node.inputs[1].name])[node.inputs[1].name]
+    step = 100 / 127
+    np.testing.assert_allclose(held.reshape(-1), [100, step, -step, 0], rtol=1e-6)
+    check_int8(model, steps=2)
+
+
 def test_a_constant_batch_norm():
     weights = {"g": weight(4), "b": weight(4), "m": weight(4), "v": np.abs(weight(4)) + 0.2}
     check_float(net([("BatchNormalization", "x g b m v", "y")], {"x": (1, 4, 5, 6)}, {"y": (1, 4, 5, 6)}, weights))
@@ -454,7 +479,7 @@ def test_linear_resizes(ways):
 def test_a_layer_that_is_read_in_float_runs_in_float_on_dequantized_weights():
     import onnx_ir.passes.common as passes
 
-    from tests.backends.tflite.nets import onnx_run, random_feeds, tflite_run
+    from tests.backends.tflite.nets import tflite_run
 
     model = net([("Conv", "x w1", "c"), ("Conv", "c w2", "y")], {"x": (1, 4, 5, 5)}, {"y": (1, 3, 5, 5)}, {"w1": weight(4, 4, 1, 1), "w2": weight(3, 4, 1, 1)})
     qdq = quantized(model)
