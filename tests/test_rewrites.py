@@ -121,6 +121,23 @@ def test_a_linear_equals_its_1x1_conv(folder, lead, bias, width):
     assert len(conv.inputs) == 2 + bias and len(graph.shape_of(conv.inputs[0])) == 4
 
 
+@pytest.mark.parametrize(
+    "shape, axis, groups, is_shuffle",
+    [((1, 12, 3, 5), 1, 2, True), ((2, 12, 3, 5), 1, 3, True), ((1, 8, 7), 1, 4, True), ((3, 8), 1, 2, True), ((1, 12, 3, 5), 1, 12, False), ((1, 12, 3, 5), 1, 1, False)],
+)
+def test_a_shuffling_gather_becomes_a_transpose(folder, shape, axis, groups, is_shuffle):
+    order = torch.arange(shape[axis]).view(groups, -1).T.flatten()
+    model, changes = check(folder, Lambda(lambda m, x: x.index_select(axis, order) * 2), shape, names=["gather_to_shuffle"])
+    assert len(changes) == is_shuffle == ("Transpose" in op_counts(model))
+    assert all(len(graph.shape_of(value)) <= 4 for node in model.graph for value in node.outputs)
+
+
+def test_a_gather_that_is_no_shuffle_stays(folder):
+    for order in ([1, 0, 2, 3], [3, 2, 1, 0], [0, 2, 1], [0, 2, 0, 2]):
+        model, changes = check(folder, Lambda(lambda m, x, order=order: x.index_select(1, torch.tensor(order)) * 2), (1, 4, 3), names=["gather_to_shuffle"])
+        assert not changes and op_counts(model)["Gather"] == 1
+
+
 @pytest.mark.parametrize("alpha, beta, trans", [(1.0, 1.0, 1), (0.5, 2.0, 0)])
 def test_gemm_factors_go_into_the_weights(folder, alpha, beta, trans):
     import onnx

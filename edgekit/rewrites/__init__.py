@@ -22,7 +22,7 @@ from edgekit.rewrites.arithmetic import clamp_int64, decompose_instance_norm, de
 from edgekit.rewrites.change import Change
 from edgekit.rewrites.conv3d import conv3d_to_conv2d, conv3d_to_conv2d_taps
 from edgekit.rewrites.gelu import fuse_gelu
-from edgekit.rewrites.layout import batch_norm_to_conv, conv1d_to_conv2d, linear_to_conv2d, merge_layout_ops
+from edgekit.rewrites.layout import batch_norm_to_conv, conv1d_to_conv2d, gather_to_shuffle, linear_to_conv2d, merge_layout_ops
 from edgekit.rewrites.recurrent import rnn_to_scan
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ REWRITES: Mapping[str, Callable[[ir.Model], list[Change]]] = {
     "conv1d_to_conv2d": conv1d_to_conv2d,
     "linear_to_conv2d": linear_to_conv2d,
     "merge_layout_ops": merge_layout_ops,
+    "gather_to_shuffle": gather_to_shuffle,
     "rnn_to_scan": rnn_to_scan,
     "conv3d_to_conv2d": conv3d_to_conv2d,
     "conv3d_to_conv2d_taps": conv3d_to_conv2d_taps,

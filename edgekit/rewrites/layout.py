@@ -194,6 +194,46 @@ def _row(array: np.ndarray | None, width: int) -> np.ndarray | None:
     return np.ascontiguousarray(np.broadcast_to(array.reshape(-1), (width,)), np.float32)
 
 
+def gather_to_shuffle(model: ir.Model) -> list[Change]:
+    """A Gather that shuffles all of an axis in g groups (the first of each group, the second of each ...) -> Reshape, Transpose, Reshape.
+
+    OpenVINO 2026.4 folds a Gather that permutes channels into the weights of the convolution behind it by the
+    permutation where it should be by its inverse: right for reversed colours, which the pass is made for, and for nothing
+    else. Of the three ops it makes one, ShuffleChannels.
+
+    ensures: at most four axes.
+    """
+    edit, changes = Editor(model), []
+    for node in nodes_of(model, "Gather"):
+        x, indices, old = node.inputs[0], constant(node.inputs[1]), node.outputs[0]
+        if indices is None or constant(x) is not None:
+            continue
+        shape = shape_of(x)
+        axis = attribute(node, "axis", 0) % len(shape)
+        groups = _shuffled_groups(indices, shape[axis])
+        if groups is None:
+            continue
+        lead, tail = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+        split, turned = (lead, groups, shape[axis] // groups, tail), (lead, shape[axis] // groups, groups, tail)
+        name = free_name(edit, node)
+        apart = edit.add(node, "Reshape", [x, edit.constant(f"{name}.groups", np.array(split, np.int64))], split, name=f"{name}/groups")
+        mixed = edit.add(node, "Transpose", [apart], turned, {"perm": [0, 2, 1, 3]}, name)
+        y = edit.add(node, "Reshape", [mixed, edit.constant(f"{name}.shape", np.array(shape, np.int64))], shape, name=f"{name}/together")
+        edit.take_over(old, y)
+        changes.append(Change("gather_to_shuffle", name, {apart.name: f"same_as {x.name}", mixed.name: f"same_as {x.name}"}))
+    return changes
+
+
+def _shuffled_groups(indices: np.ndarray, length: int) -> int | None:
+    """The g of 0, n/g, 2n/g, .. 1, n/g + 1, .. or None if the indices are anything else, the identity too."""
+    if indices.shape != (length,) or length < 4:
+        return None
+    step = int(indices[1])
+    if not 1 < step < length or length % step:
+        return None
+    return length // step if np.array_equal(indices, np.arange(length).reshape(-1, step).T.reshape(-1)) else None
+
+
 # --------------------------------------------------------------------------- layout
 
 ELEMENTWISE = frozenset(
