@@ -126,3 +126,74 @@ def test_people_differ_visibly():
     assert len({astuple(p) for p in people}) == 40
     images = [drawn(p) for p in people]
     assert min(np.abs(images[i] - images[j]).mean() for i in range(40) for j in range(i)) > 1.5
+
+
+# --------------------------------------------------------------------------- muscle by muscle
+
+
+def with_muscles(**muscles) -> np.ndarray:
+    return drawn(expression=face.Expression(**muscles))
+
+
+def eye_white(image: np.ndarray) -> int:
+    """Pixels of both eyes that are as blue as no skin is."""
+    return int((rows(image, -0.5, 0.5, -0.26, 0.02)[..., 2] > 190).sum())
+
+
+def brow_row(image: np.ndarray, left: float, right: float) -> float:
+    """Mean row of what is dark above the eyes, in a column range."""
+    part = rows(image, left, right, -0.5, -0.2)
+    dark = np.clip(330 - part.sum(-1), 0, None)
+    return float((np.arange(len(part))[:, None] * dark).sum() / dark.sum())
+
+
+def mouth_hole(image: np.ndarray) -> np.ndarray:
+    """[rows, columns] of the lower face, True where it is darker than lips and skin."""
+    return rows(image, -0.5, 0.5, 0.25, 0.85).sum(-1) < 200
+
+
+def test_a_face_at_rest_is_what_it_is_without_an_expression():
+    assert np.array_equal(with_muscles(), drawn())
+    at_rest = face.Expression(*(np.zeros(1) for _ in astuple(face.Expression())))
+    assert np.array_equal(drawn(expression=at_rest, valence=0.7), drawn(valence=0.7))
+
+
+@pytest.mark.parametrize("muscle", ["corners", "jaw", "stretch", "brows", "inner", "knit", "lids", "nose"])
+def test_every_muscle_shows_and_shows_more_when_stronger(muscle):
+    rest, half, full = (with_muscles(**{muscle: strength}) for strength in (0.0, 0.5, 1.0))
+    assert np.abs(half - rest).sum() > 400  # as a tenth of valence; lids move least: half a pixel
+    assert np.abs(full - rest).sum() > 1.1 * np.abs(half - rest).sum()
+
+
+def test_corners_of_the_mouth_go_up_and_down():
+    def lift(corners):
+        image = with_muscles(corners=corners)
+        return centre_of_lips(image, -0.08, 0.08) - (centre_of_lips(image, -0.34, -0.2) + centre_of_lips(image, 0.2, 0.34)) / 2
+
+    lifts = [lift(c) for c in (-1.0, 0.0, 1.0)]
+    assert lifts[0] < lifts[1] - 1 < lifts[2] - 2
+
+
+def test_the_jaw_drops_and_the_mouth_stretches():
+    assert mouth_hole(with_muscles(jaw=1.0)).sum() > mouth_hole(with_muscles(jaw=0.4)).sum() > mouth_hole(drawn()).sum()
+    width = [mouth_hole(with_muscles(jaw=0.6, stretch=s)).any(0).sum() for s in (-1.0, 0.0, 1.0)]
+    assert width == sorted(set(width))
+
+
+def test_eyes_open_wide_and_droop():
+    white = [eye_white(with_muscles(lids=strength)) for strength in (-1.0, 0.0, 1.0)]
+    assert white[0] < white[1] < white[2]
+
+
+def test_brows_rise_lower_and_slant():
+    outer, inner = (-0.45, -0.35), (-0.3, -0.2)
+    rest = drawn()
+    assert brow_row(with_muscles(brows=1.0), *outer) < brow_row(rest, *outer) - 1 and brow_row(with_muscles(brows=1.0), *inner) < brow_row(rest, *inner) - 1
+    grieved, cross = with_muscles(inner=1.0), with_muscles(knit=1.0)
+    assert brow_row(grieved, *inner) < brow_row(rest, *inner) - 1 < brow_row(cross, *inner) - 2
+
+
+def test_muscles_move_frame_by_frame():
+    frames = face.render(PERSON, motion(3, expression=face.Expression(jaw=np.array([0.0, 0.5, 1.0]))), SIZE, np.random.default_rng(1))
+    for frame, jaw in zip(frames, (0.0, 0.5, 1.0), strict=True):
+        assert np.array_equal(frame, with_muscles(jaw=jaw))

@@ -152,3 +152,77 @@ def test_sentences_are_one_word_of_every_slot():
 
 def test_voices_drawn_are_all_different():
     assert len({astuple(speech.draw_voice(np.random.default_rng(seed))) for seed in range(500)}) == 500
+
+
+# --------------------------------------------------------------------------- prosody, also over time
+
+FRAMES = SAMPLES // speech.FRAME
+
+
+def uttered(phrases: int = 1, voice: str = "low", samples: int = SAMPLES, **prosody) -> tuple[np.ndarray, np.ndarray]:
+    return speech.utter([PHONEMES] * phrases, VOICES[voice], speech.Prosody(**prosody), samples, np.random.default_rng(3))
+
+
+def envelope(wave: np.ndarray) -> np.ndarray:
+    return np.sqrt((wave.reshape(-1, speech.FRAME) ** 2).mean(1))
+
+
+def test_saying_something_neutrally_is_to_say_it_with_no_prosody():
+    assert speech.prosody_of(0.0) == speech.Prosody()
+    for got, want in zip(uttered(), said("low", 0.0), strict=True):
+        assert np.array_equal(got, want)
+
+
+@pytest.mark.parametrize("field", ["pitch", "liveliness", "rate", "tract", "final"])
+def test_a_prosody_that_stands_still_over_time_is_one_number(field):
+    value = {"pitch": 0.2, "liveliness": 1.5, "rate": 1.1, "tract": 0.95, "final": 0.5}[field]
+    moving, still = uttered(**{field: np.full(FRAMES, value)}), uttered(**{field: value})
+    assert moving[0] == pytest.approx(still[0], abs=1e-9) and moving[1] == pytest.approx(still[1], abs=1e-9)
+
+
+def test_pitch_follows_its_course():
+    low_then_high = np.repeat([-0.3, 0.3], FRAMES // 2)
+    wave, _ = uttered(phrases=2, pitch=low_then_high, liveliness=0.2)
+    first, second = (np.median(pitch_hz(part)) for part in np.split(wave, 2))
+    assert second / first == pytest.approx(2**0.6, rel=0.15)
+
+
+def test_level_and_tilt_follow_their_courses():
+    first, second = np.split(uttered(phrases=3, level=np.repeat([0.5, 2.0], FRAMES // 2))[0], 2)
+    even = np.split(uttered(phrases=3)[0], 2)
+    assert first == pytest.approx(0.5 * even[0], abs=1e-12) and second == pytest.approx(2 * even[1], abs=1e-12)
+    dark, bright = (uttered(phrases=3, brightness=np.repeat(tilt, FRAMES // 2))[0][SAMPLES // 2 :] for tilt in ([0.4, -0.4], [-0.4, 0.4]))
+    assert centroid_hz(bright) > 1.2 * centroid_hz(dark)
+
+
+def test_phonemes_pass_faster_where_the_rate_is_higher():
+    ms, rate = np.full(40, 100.0), np.repeat([0.8, 1.25], FRAMES // 2)
+    paced = speech._paced(ms, rate)
+    assert paced[0] == 125 and paced[-1] == 80 and sorted(set(paced)) == [80, 125]
+    assert np.cumsum(paced)[paced == 125][-1] == pytest.approx(1250, abs=125), "the change comes half-way through 2.5 s"
+
+
+def test_phrases_follow_one_another_until_the_window_ends():
+    wave, opening = uttered(phrases=4, samples=2 * SAMPLES)
+    shut = np.flatnonzero(opening < 0.02)
+    used = opening[30:-30]
+    assert (used > 0.02).mean() > 0.8 and np.isfinite(wave).all() and len(shut) > 0
+    assert spoken_s(opening) > 1.5 * spoken_s(uttered(samples=2 * SAMPLES)[1])
+
+
+def test_speech_fades_swells_shakes_and_is_stressed():
+    def halves(**prosody):
+        wave, opening = uttered(**prosody)
+        where = np.flatnonzero(opening > 0.02)
+        middle = (where[0] + where[-1]) // 2 * speech.FRAME
+        return np.mean(wave[middle:] ** 2) / np.mean(wave[:middle] ** 2)
+
+    assert halves(fade=0.75) < halves() < halves(fade=-1.0)
+    for field in ("shake", "stress"):
+        rows = [envelope(uttered(**{field: strength})[0]) for strength in (0.0, 0.6)]
+        assert np.abs(rows[1] - rows[0]).sum() > 0.1 * rows[0].sum(), field
+
+
+def test_a_long_tract_lowers_formants_and_breath_is_noise():
+    assert centroid_hz(uttered(tract=0.85)[0]) < centroid_hz(uttered(tract=1.1)[0])
+    assert not np.allclose(uttered(breath=5.0)[0], uttered()[0], atol=0.005)
