@@ -205,6 +205,37 @@ def smoothed(series: Floats, frames: int) -> Floats:
     return np.convolve(series, kernel)[(frames - 1) // 2 :][: len(series)]
 
 
+SMOOTHED_OVER = (20, 50)  # frames, of valence and arousal
+
+
+def recordings(series: list[str], at: NDArray[np.int64], values: Floats) -> Floats:
+    """[1, frames, D]: what windows say, put together by recording and frame; frames that several windows speak of get their mean.
+
+    Args:
+        series: [n], the recording of each window.
+        at: [n, T], the frame that each moment stands for.
+        values: [n, T, D].
+    """
+    parts = []
+    for name in dict.fromkeys(series):
+        mine = [i for i, one in enumerate(series) if one == name]
+        frames, where = np.unique(at[mine].reshape(-1), return_inverse=True)
+        sums = np.zeros((len(frames), values.shape[-1]))
+        np.add.at(sums, where.reshape(-1), values[mine].reshape(-1, values.shape[-1]))
+        parts.append(sums / np.bincount(where.reshape(-1))[:, None])
+    return np.concatenate(parts)[None]
+
+
+def postprocessed(series: list[str], at: NDArray[np.int64], predictions: Floats) -> Floats:
+    """`recordings` of predictions as AVER's evaluation scores them: clipped to -1..1, then every recording `smoothed`."""
+    parts = []
+    for name in dict.fromkeys(series):
+        mine = np.array([one == name for one in series])
+        joined = np.clip(recordings([name] * int(mine.sum()), at[mine], predictions[mine])[0], -1, 1)
+        parts.append(np.stack([smoothed(joined[:, d], SMOOTHED_OVER[min(d, 1)]) for d in range(joined.shape[1])], axis=1))
+    return np.concatenate(parts)[None]
+
+
 def accuracy(cuts: tuple[float, ...]) -> Callable[[Floats, Floats], Floats]:
     """Share of clips in the right interval, x100; intervals are open left and closed right."""
     edges = np.asarray(cuts)

@@ -238,6 +238,10 @@ class _Page:
                 for name in self.names()[:3]
             ]
             tables += f"<details><summary>Other outputs</summary>{table('Other outputs', ['Output', 'Metric', *ROWS.values()], rows, numeric=(2, 3, 4))}</details>"
+        smooth = self.report.get("postprocessed") or {}
+        if smooth:
+            rows = [[esc(self.label(name)), *(self.number(name, smooth["metrics"].get(row, {}).get(name)) for row in ROWS)] for name in self.names()]
+            tables += table(f"The same after post-processing: {smooth['how']}", ["Metric", *ROWS.values()], rows, numeric=(1, 2, 3))
         return tables
 
     def slices(self) -> str:
@@ -334,6 +338,8 @@ class _Page:
         p = self.report.get("provenance") or {}
         data = self.report.get("data") or {}
         facts = [("Held-out data", f"{esc(data.get('name', ''))}, {data.get('clips', 0)} clips, sha256 <code>{esc(data.get('sha256', ''))}</code>")] if data else []
+        if data.get("counts"):
+            facts.append(("Found in the data", esc(", ".join(f"{what}: {count}" for what, count in data["counts"].items()))))
         boot = self.report.get("bootstrap") or {}
         if boot:
             facts.append(("Intervals", f"paired bootstrap over clips, {boot.get('resamples')} resamples, seed {boot.get('seed')}, percentile"))

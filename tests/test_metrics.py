@@ -8,7 +8,7 @@ import pytest
 import sklearn.metrics as sklearn
 
 from edgekit.errors import DataError
-from edgekit.metrics import METRICS, agreement, bootstrap, paired_bootstrap, smoothed
+from edgekit.metrics import METRICS, agreement, bootstrap, paired_bootstrap, postprocessed, recordings, smoothed
 
 
 @pytest.fixture
@@ -141,6 +141,23 @@ def test_agreement_counts_equal_choices_and_is_nan_with_nan():
     a = np.array([[0.1, 0.2], [0.5, 0.4], [1, 0]])
     assert agreement(a, a + np.array([[0, 0], [0, 0.2], [0, 0]])) == pytest.approx(200 / 3)
     assert math.isnan(agreement(a, a * math.nan))
+
+
+def test_windows_become_recordings_again_in_the_order_of_their_frames():
+    at = np.array([[4, 2], [0, 2], [7, 8]])
+    values = np.array([[40, 20], [0, 30], [1, 2]])[..., None] * np.ones(2)
+    got = recordings(["a", "a", "b"], at, values)
+    np.testing.assert_array_equal(got[0, :, 0], [0, 25, 40, 1, 2])  # a's frames 0, 2 (the mean of two windows), 4; b's 7, 8
+    assert got.shape == (1, 5, 2)
+
+
+def test_postprocessing_clips_and_smooths_every_recording_alone(rng):
+    at = np.arange(120).reshape(2, 60)
+    values = rng.normal(0, 1, (2, 60, 2))
+    got = postprocessed(["a", "b"], at, values)[0]
+    for d, over in enumerate((20, 50)):
+        want = np.concatenate([smoothed(np.clip(values[i, :, d], -1, 1), over) for i in range(2)])
+        np.testing.assert_allclose(got[:, d], want)
 
 
 def test_smoothing_keeps_the_length_and_starts_from_zeros():

@@ -82,6 +82,9 @@ class Dataset(Protocol):
         source: the YAML that describes it.
         metrics: names from edgekit.metrics.METRICS or `package.module:function` that the set
             suggests; empty when it leaves the choice to the model.
+
+    A set may also have `classes` (names, in the order of their indices), `counts` (what was found and left out or repaired, known once
+    the clips were read) and `series(id) -> (recording, place of the clip's first frame in it)` where clips are windows of recordings.
     """
 
     name: str

@@ -219,6 +219,10 @@ class AffWild2Split:
         tags = {} if video.sound else {"sound": "none"}
         return Clip(id, frames, video.fps, audio, self._spec.sample_rate_hz, labels, tags, times, features)
 
+    def series(self, id: str) -> tuple[str, int]:
+        """(video, place of the clip's first frame in it), so that what was said of a video's windows can be put together again."""
+        return self._windows[id].video.name, self._windows[id].first
+
     def digest(self) -> str:
         """sha256 over windows, labels, time stamps and the content of every file that they read."""
         of_video: dict[str, list[Window]] = {}

@@ -87,7 +87,7 @@ CONFIGS = {
         audio=(32, 64, 96, 64), video=(48, 48, 64, 64), dropout=0.2,
     ),
     "tiny": Config(
-        frames=4, face=efficientface.SIZES["tiny"], samples=39 * HOP, coefficients=6, audio=(16, 32, 32, 32), video=(16, 16, 32, 32), heads=2,
+        frames=4, face=efficientface.SIZES["tiny"], sample_rate_hz=16_000, samples=39 * HOP, coefficients=6, audio=(16, 32, 32, 32), video=(16, 16, 32, 32), heads=2,
     ),
 }  # fmt: skip
 

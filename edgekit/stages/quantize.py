@@ -11,6 +11,7 @@ outputs up to float32 rounding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import Source
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 NEEDS = ("prune", "calibrate")
-SEMANTICS = 4  # 4: symmetric products. 3: tensors in fixed scales are not listed. 2: every kind of layer; last layers that cost nothing give floats
+SEMANTICS = 5  # 5: what a Concat joins has one scale; joins may broadcast. 4: symmetric products. 3: tensors in fixed scales are not listed. 2: every kind of layer; last layers that cost nothing give floats
 TOOLS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
 
 PROOF_CLIPS = 2
@@ -240,6 +241,9 @@ def _ranges(job: Job, flow: dict, engines: list[_Engine], statistics: Statistics
                 kept = qdq.useful(engine.model, tensor, found_range)
                 word = "observed" if source == tensor else f"same_as {source}"
                 mine[tensor] = (kept, word if kept == found_range else f"{word}, without what its readers cannot tell apart")
+        for group in engine.precisions.joined:
+            ranges = [mine[tensor][0] for tensor in group]
+            mine.update(dict.fromkeys(group, (reduce(Range.union, ranges), "joined by a Concat")))
         for tensor, written in qdq.passed_on(engine.model, engine.precisions).items():
             mine[tensor] = (mine[written][0], f"same_as {written}")
         # Both ends of a state get one range: the device feeds the integers back as they are.

@@ -62,7 +62,8 @@ def run(job: Job) -> None:
     sessions = {name: model.sessions() for name, model in models.items()}
 
     rows: dict[str, list] = {}
-    tags = []
+    tags: list[dict[str, Any]] = []
+    series: list[str] = []
     for clip_id in track(data.ids, "float reference"):
         clip = data.clip(clip_id)
         inputs = preprocess(pruned.preprocess, clip)
@@ -73,6 +74,11 @@ def run(job: Job) -> None:
         for output in pruned.flow["outputs"]:
             rows.setdefault(f"label/{output}", []).append(labels.get(output))
         tags.append(dict(clip.tags))
+        if hasattr(data, "series"):
+            recording, first = data.series(clip_id)
+            series.append(recording)
+            moments = labels_of(pruned.preprocess, replace(clip, labels={"at": np.arange(len(clip.frames), dtype=np.float32)}))["at"]
+            rows.setdefault("at", []).append(first + np.asarray(moments))
     labelled = _labels(pruned.flow, data, {key: rows.pop(key) for key in [key for key in rows if key.startswith("label/")]})
     predictions = {key: np.asarray(values, np.float32) for key, values in rows.items()}
     if not is_pruned:
@@ -90,6 +96,7 @@ def run(job: Job) -> None:
             "data": {"name": job.spec["data"], "split": "test", "clips": len(data.ids), "sha256": data.digest(), "licence": getattr(data, "licence", None), **({"counts": counts} if (counts := dict(getattr(data, "counts", {}))) else {})},
             "ids": list(data.ids),
             "tags": tags,
+            **({"series": series} if series else {}),
             "primary": title_of(flow),
             "task": task_of(flow),
             **({"classes": list(flow["classes"])} if "classes" in flow else {}),

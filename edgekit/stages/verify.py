@@ -103,6 +103,7 @@ def run(job: Job) -> None:
         },
         "bootstrap": {"resamples": job.spec["resamples"], "seed": job.spec["seed"], "level": 0.95, "paired_over": "clips"},
         "metric_info": {name: {"unit": m.unit, "direction": m.direction, "title": m.title} for name, m in scores.items()},
+        "postprocessed": _postprocessed(reference, want, labels, rows, scores),
         "other_outputs": _other_outputs(flow, want, got, scores),
         "parity": parity,
         "self_check": self_check,
@@ -356,6 +357,20 @@ class _Judge:
 
     def only(self, keep: np.ndarray) -> _Judge:
         return _Judge(self.labels[keep], self.resamples, self.seed)
+
+
+def _postprocessed(reference: Row, want: dict[str, np.ndarray], labels: np.ndarray, rows: dict[str, np.ndarray], scores: dict[str, Metric]) -> Row | None:
+    """The scores over recordings, each put together from its windows and smoothed; None where clips are no windows of recordings."""
+    from edgekit.metrics import SMOOTHED_OVER, postprocessed, recordings
+
+    if "series" not in reference or labels.ndim != 3:
+        return None
+    series, at = reference["series"], want["at"].astype("int64")
+    truth = recordings(series, at, labels.astype("float64"))
+    return {
+        "how": f"clipped to -1..1, moving average over {SMOOTHED_OVER[0]} frames of valence and {SMOOTHED_OVER[1]} of arousal in each recording",
+        "metrics": {row: {name: metric(truth, postprocessed(series, at, values.astype("float64"))) for name, metric in scores.items() if metric.task} for row, values in rows.items()},
+    }
 
 
 def _other_outputs(flow: dict[str, Any], want: dict, got: dict, scores: dict[str, Metric]) -> dict[str, Any]:
