@@ -98,8 +98,13 @@ def _keep_float(model: onnx.ModelProto, int8: Iterable[str], ops: Mapping[str, A
     """
     import onnx
 
+    from edgekit.graph import COPY_OPS
+
     int8 = set(int8)
-    dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    dequantized: set[str] = set()
+    for node in model.graph.node:  # the optimizer moves Q and DQ through what only moves values
+        if node.op_type == "DequantizeLinear" or (node.op_type in COPY_OPS and any(name in dequantized for name in node.input)):
+            dequantized.update(node.output)
     for i, node in reversed(list(enumerate(model.graph.node))):
         is_layer = node.op_type in ("Conv", "ConvTranspose", "Gemm") and node.name not in int8
         is_table = node.op_type in _TABLES and not ops.get(node.op_type, {}).get("int8")
