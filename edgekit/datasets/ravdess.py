@@ -137,7 +137,7 @@ def _takes(roots: list[Root], spec: Ravdess, counts: dict[str, int]) -> list[Tak
     """Every take with a picture, in the order of its id."""
     videos, sounds = _files(roots[:1], ".mp4", spec, counts), _files(roots, ".wav", spec, counts)
     pictures = {name.tail: (name, place) for name, place in videos.items() if name.modality == 1}
-    counts["videos without sound, left out"] = sum(name.modality == 2 for name in videos)
+    counts["silent videos (02-), left out"] = sum(name.modality == 2 for name in videos)
     wavs = {name.tail: place for name, place in sounds.items() if name.modality == 3}
     counts["sounds without video, left out"] = sum(tail not in pictures for tail in wavs)
     counts["takes with the sound of their video"] = sum(tail not in wavs for tail in pictures)

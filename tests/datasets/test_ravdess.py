@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgekit.datasets import Dataset, open_dataset, ravdess
-from edgekit.errors import DataError
+from edgekit.errors import DataError, ToolMissing
 
 YAML = "dataset: ravdess\nroot: ../RAVDESS\nsplits: {train: all, calibration: all, test: all}\n"
 SPLITS = ("train", "calibration", "test")
@@ -83,7 +83,7 @@ def test_a_take_is_counted_once_whatever_files_it_has(place, folder):
     assert dataset.ids == [f"01-01-{e}-01-02-01-{a:02}" for e in ("03", "05") for a in (1, 2, 3, 4)]
     assert dataset.classes == ravdess.CLASSES and dataset.classes[4] == "angry" and dataset.licence == "CC-BY-NC-SA-4.0"
     assert dataset.metrics == ("wa", "ua", "f1_macro")
-    assert dataset.counts == {"videos without sound, left out": 48}
+    assert dataset.counts == {"silent videos (02-), left out": 48}
 
 
 def test_no_actor_is_in_two_splits_of_a_fold_and_every_fold_tests_others(place):
@@ -183,7 +183,7 @@ def test_files_of_other_names_are_counted_and_hidden_ones_are_not(place):
 def test_a_folder_without_takes_says_what_it_holds(place):
     place.refused("acted.yaml:2: split `test` is empty: found 0 takes in all splits, and no file with such a name")
     place.put("02-01-03-01-02-01-01.mp4")
-    place.refused("found 0 takes in all splits, and 1 videos without sound")
+    place.refused("found 0 takes in all splits, and 1 silent videos")
     place.yaml("", YAML.replace("../RAVDESS", "../elsewhere"))
     place.refused("acted.yaml:2: `root` is not a folder")
 
@@ -336,6 +336,18 @@ def test_the_digest_changes_with_everything_that_changes_a_clip(place, take, wri
     wav(take.with_name("03-01-05-02-02-01-01.wav"), 0.6)
     seen.append(place.open().digest())
     assert len(set(seen)) == len(seen)
+
+
+def test_a_plan_says_that_no_detector_is_here(place, take, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    place.open().digest()  # there are boxes
+    take.with_name(f"{take.stem}.faces.csv").unlink()
+    with pytest.raises(ToolMissing, match=r"no detector is installed here.*\n  hint: pip install 'edgekit\[faces\]', or put `<video>.faces.csv`"):
+        place.open().digest()
+    place.yaml("faces: none\n")
+    place.open().digest()
 
 
 def test_media_that_change_during_a_command_are_refused(place, take, write_container):
