@@ -195,12 +195,17 @@ class AVTCA(nn.Module):
             pooled = [self.finalAttention(x, x).mean(1) for x in (audio, video)]
         else:
             audio, video = audio + self.sav(audio, video), video + self.sva(video, audio)
-            pooled = [self.fa(audio, audio).amax(1), self.fv(video, video).amax(1)]
+            pooled = [_maximum(self.fa(audio, audio)), _maximum(self.fv(video, video))]
         return self.classifier_1(self.dropout(torch.cat(pooled, 1)))
 
     def forward(self, mfcc: Tensor, video: Tensor) -> Tensor:
         """[n, coefficients, steps] and [n, t, 3, h, w] → logits [n, classes]."""
         return self.fuse(mfcc, self.encode_frames(video))
+
+
+def _maximum(x: Tensor) -> Tensor:
+    """[n, t, c] → [n, c] as a pool, which INT8 passes through; OpenVINO 2026.4 gives wrong numbers for a ReduceMax that is then quantized."""
+    return nn.functional.max_pool1d(x.transpose(1, 2), int(x.shape[1])).flatten(1)
 
 
 def build(cfg: Config) -> AVTCA:
