@@ -208,8 +208,11 @@ def remove(state: Mapping[str, Tensor], groups: Sequence[Group], cut: Cut) -> di
 
 
 def _kept_along(kept: Tensor, axis: int) -> int:
-    """Length that is left of an axis: the most entries kept on any line along it."""
-    return kept.sum(axis).max() if kept.dim() > 1 else kept.sum()
+    """Length that is left of an axis: the rows of which anything is left, and else the most entries kept on any line along it.
+
+    Not the same for rows: where each loses columns of its own, no column need be left in all of them.
+    """
+    return (kept.flatten(1).any(1) if kept.dim() > 1 else kept).sum() if axis == 0 else kept.sum(axis).max()
 
 
 def heads_after(heads: Mapping[str, int], groups: Sequence[Group], cut: Cut) -> dict[str, int]:
