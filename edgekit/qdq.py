@@ -49,6 +49,7 @@ class Precisions:
         fixed: {tensor: the scale that the kernel writes in, whatever the data}.
         cells: {Scan: how its step is computed, see qdq_loop.py}.
         fixed_ops: {op: the scale that its kernel writes in}, inside loops.
+        joined: groups of tensors on one scale: what a Concat joins, and the result, which then is written as integers too.
         symmetric: tensors whose integers have zero point 0 although others have one of their own.
         tensors: activations that `int8`, `fused` and `others` read and write; a target that wants a
             scale for each finds them here.
@@ -64,6 +65,7 @@ class Precisions:
     fixed: dict[str, Scale] = field(default_factory=dict)
     cells: dict[str, str] = field(default_factory=dict)
     fixed_ops: dict[str, Scale] = field(default_factory=dict)
+    joined: tuple[tuple[str, ...], ...] = ()
     symmetric: frozenset[str] = frozenset()
 
     @property
@@ -118,6 +120,8 @@ class _Sorting:
                 scale = _fixed(self.ops, node.op_type)
                 if scale is not None:
                     fixed[end.name] = scale
+        joined = self._joined({name for name in writes if name not in fixed})
+        writes += [value.name for value, _ in joined]
         in_int8 = {*self.layers, *self.fused, *self.others}
         tensors: dict[str, None] = {}
         for node in self.model.graph:
@@ -130,7 +134,37 @@ class _Sorting:
         order = [node.name for node in self.model.graph]
         others = sorted(self.others, key=order.index)
         fused = sorted(self.fused, key=order.index)
-        return Precisions(tuple(self.layers), tuple(fused), self.skipped, tuple(tensors), tuple(others), reads, tuple(dict.fromkeys(writes)), fixed, self.cells, {op: scale for op in FIXED if (scale := _fixed(self.ops, op))}, self._symmetric(reads))
+        return Precisions(tuple(self.layers), tuple(fused), self.skipped, tuple(tensors), tuple(others), reads, tuple(dict.fromkeys(writes)), fixed, self.cells, {op: scale for op in FIXED if (scale := _fixed(self.ops, op))}, _united(joined), self._symmetric(reads))
+
+    def _joined(self, written: set[str]) -> list[tuple[ir.Value, frozenset[str]]]:
+        """(output, written tensors that it is made of) of every Concat that joins integers and that an integer kernel reads.
+
+        A shuffle network passes half of its channels by again and again: on one scale they stay the integers that they are,
+        and without a rounding at every Concat. What a loop writes has its state's scale and joins nothing.
+        """
+        loops = {name for loop in self.loops.values() for name in loop.writes}
+        made_of: dict[str, frozenset[str]] = {name: frozenset([name]) for name in written - loops}
+        found = []
+        for node in self.model.graph:
+            if node.op_type not in PASSES_INTEGERS or not node.inputs:
+                continue
+            parts = [made_of.get(value.name) for value in (node.inputs if node.op_type == "Concat" else node.inputs[:1]) if value is not None]
+            if not parts or None in parts:
+                continue
+            union = frozenset().union(*parts)
+            if node.op_type == "Concat":
+                if not self._reaches_int8(node.outputs[0]):
+                    continue
+                found.append((node.outputs[0], union))
+            made_of.update({out.name: union for out in node.outputs})
+        return found
+
+    def _reaches_int8(self, value: ir.Value) -> bool:
+        """Whether an integer kernel reads a value, at once or after it was moved."""
+        return any(
+            use.node.name in self.layers or use.node.name in self.others or (use.node.op_type in PASSES_INTEGERS and any(self._reaches_int8(out) for out in use.node.outputs))
+            for use in value.uses()
+        )
 
     def _symmetric(self, reads: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
         """What only products of two activations read, where the target wants these symmetric."""
@@ -191,7 +225,7 @@ class _Sorting:
             return False
         if node.op_type in ("Add", "Sub", "Mul"):
             a, b = node.inputs
-            return constant(a) is None and constant(b) is None and a is not b and shape_of(a) == shape_of(b)
+            return constant(a) is None and constant(b) is None and a is not b and len(shape_of(a)) == len(shape_of(b))
         ranks = self.ops[node.op_type].get("int8_ranks")
         return is_float(node.outputs[0]) and (not ranks or len(shape_of(data_input(node))) in ranks)
 
@@ -205,6 +239,18 @@ class _Sorting:
             if use.node.op_type not in PASSES_INTEGERS or not all(self._is_read_as_int8(out, others) for out in use.node.outputs):
                 return False
         return True
+
+
+def _united(joined: Iterable[tuple[ir.Value, frozenset[str]]]) -> tuple[tuple[str, ...], ...]:
+    """Groups of tensors that must have one scale: those of Concats that share a part are one."""
+    groups: list[set[str]] = []
+    for value, parts in joined:
+        group = {value.name, *parts}
+        for other in [g for g in groups if g & group]:
+            groups.remove(other)
+            group |= other
+        groups.append(group)
+    return tuple(tuple(sorted(group)) for group in groups)
 
 
 def _fixed(ops: Mapping[str, Mapping[str, Any]], op: str) -> Scale | None:

@@ -247,3 +247,53 @@ def test_products_of_two_activations_may_be_symmetric_where_nothing_else_is(tmp_
     points = {node.inputs[0].name: graph.constant(node.inputs[2]) for node in integer.graph if node.op_type == "QuantizeLinear"}
     for tensor, zero_point in points.items():
         assert (zero_point.dtype == np.int8 and zero_point == 0) == (tensor in chosen.symmetric)
+
+
+def shuffle_units(m, x):
+    """Two units of a shuffle network: half of the channels passes, half is worked on, both are joined and mixed."""
+    for i in range(2):
+        passing, worked = x.chunk(2, 1)
+        x = torch.cat((passing, torch.relu(getattr(m, f"b{i}")(worked))), 1).index_select(1, torch.tensor([0, 2, 1, 3]))
+    return m.last(x)
+
+
+def shuffled(tmp_path, then=lambda m, x: shuffle_units(m, torch.relu(m.first(x)))):
+    torch.manual_seed(2)
+    parts = {"first": nn.Conv2d(3, 4, 1), "b0": nn.Conv2d(2, 2, 1), "b1": nn.Conv2d(2, 2, 1), "last": nn.Conv2d(4, 2, 1)}
+    return graph.load(export(tmp_path, Lambda(then, **parts), (1, 3, 5, 5)))
+
+
+def test_what_a_concat_joins_is_written_on_one_scale_and_joined_as_integers(tmp_path):
+    model = shuffled(tmp_path)
+    chosen, integer = quantized(model, TFLITE)
+    concats = {node.name: node for node in integer.graph if node.op_type == "Concat"}
+    assert chosen.joined == (("Concat_1_out", "Concat_out", "Relu_1_out", "Relu_2_out", "Relu_out"),)
+    assert {f"{name}_out" for name in concats} < set(chosen.writes)
+    for node in concats.values():
+        assert [use.node.op_type for use in node.outputs[0].uses()] == ["QuantizeLinear"]
+    # every reader behind has the scale of what was written
+    assert set(qdq.passed_on(model, chosen).values()) == {"Concat_out", "Concat_1_out", "Relu_out"}
+
+
+def test_where_layers_may_write_floats_a_concat_is_left_to_the_compiler(tmp_path):
+    chosen, _ = quantized(shuffled(tmp_path))
+    assert chosen.joined == () and chosen.writes == ()
+
+
+def test_a_concat_with_a_part_in_floats_or_without_an_integer_reader_is_not_joined(tmp_path):
+    floats = shuffled(tmp_path, lambda m, x: m.last(torch.cat((torch.relu(m.b0(x[:, :2])), torch.tanh(x[:, 1:])), 1)))
+    assert quantized(floats, TFLITE)[0].joined == ()
+    unread = shuffled(tmp_path, lambda m, x: torch.tanh(torch.cat((torch.relu(m.b0(x[:, :2])), torch.relu(m.b1(x[:, 1:]))), 1)))
+    assert quantized(unread, TFLITE)[0].joined == ()
+
+
+def test_a_kernels_fixed_scale_is_not_joined(tmp_path):
+    ops = {**ALL, "Sigmoid": {"int8": True, "int8_output": {"scale": 1 / 256, "zero_point": -128}}}
+    gated = shuffled(tmp_path, lambda m, x: m.last(torch.cat((torch.sigmoid(m.b0(x[:, :2])), torch.relu(m.b1(x[:, 1:]))), 1)))
+    assert quantized(gated, TFLITE, ops)[0].joined == ()
+
+
+def test_a_product_that_broadcasts_is_integer_between_integers(tmp_path):
+    gate = shuffled(tmp_path, lambda m, x: m.last((y := torch.relu(m.first(x))) * m.first(x).mean((2, 3), keepdim=True) + y))
+    chosen, _ = quantized(gate, TFLITE)
+    assert {"Mul", "Add"} <= {name.split("/")[-1] for name in chosen.others}
