@@ -207,9 +207,10 @@ def _applied(module: nn.Module, engine: Engine) -> list[tuple[str, int | None, f
             found.append((f"{paths[sub]}.in_proj_weight", None, sub.embed_dim**2 * (q + 2 * k)))
             found.append((f"{paths[sub]}.out_proj.weight", None, sub.embed_dim**2 * q))
             found.append((f"{paths[sub]}.in_proj_weight", 0, 2 * sub.embed_dim * q * k))
-        else:  # an attention in transformers' style: query × key and weights × value
-            t = positions(x, -1)
-            found.append((f"{paths[sub]}.q_proj.weight", 0, 2 * sub.num_heads * sub.head_dim * t * t))
+        else:  # an attention in transformers' style: query × key and weights × value; a second sequence is what the first one asks
+            asks_another = len(args) > 1 and isinstance(args[1], torch.Tensor) and args[1].dim() == x.dim()
+            q, k = positions(x, -1), positions(args[1] if asks_another else x, -1)
+            found.append((f"{paths[sub]}.q_proj.weight", 0, 2 * sub.num_heads * sub.head_dim * q * k))
 
     counted = (nn.Linear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.modules.conv._ConvNd)
     hooks = [

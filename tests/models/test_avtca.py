@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekit import graph, models
+from edgekit import graph, models, pruning
 from edgekit.datasets import Clip
 from edgekit.errors import CheckpointError
 from edgekit.float_model import torch_session
@@ -372,6 +372,18 @@ ENDS = {
     "paper": ["sav", "sva", "fa", "fv", "audio_model.conv1d_3.0", "visual_model.conv1d_3.0", "fa.out_proj", "fv.out_proj"],
 }
 CASES = [(variant, name) for variant in ENDS for name in (*COMMON[5:], *ENDS[variant])]
+
+
+@pytest.mark.parametrize("variant", ENDS)
+def test_the_search_for_what_to_prune_counts_every_multiplication(variant, tmp_path):
+    """Attention between streams of two lengths too."""
+    cfg = TINY if variant == "paper" else RELEASE
+    engines, runs = avtca.engines(model(variant), cfg), runs_per_window(avtca.flow(cfg))
+    expected = 0
+    for engine in engines:
+        graph.export_onnx(engine, tmp_path / "float.onnx")
+        expected += runs[engine.name] * sum(graph.count_macs(tmp_path / "float.onnx").values())
+    assert pruning.mac_model(model(variant), engines, runs, list(all_groups(variant).values())).total == expected
 
 
 def some_units(group: groups.Group) -> dict[str, list[int]]:
