@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -425,6 +426,11 @@ def passed_on(model: ir.Model, chosen: Precisions) -> dict[str, str]:
         if source != tensor and source in written and source not in chosen.fixed:
             found[tensor] = source
     return found
+
+
+def joined(chosen: Precisions, ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """One range for all that a Concat joins, and for its result."""
+    return {tensor: reduce(Range.union, (ranges[part] for part in group)) for group in chosen.joined for tensor in group}
 
 
 def tied(model: ir.Model, chosen: Precisions, ranges: Mapping[str, Range]) -> dict[str, Range]:

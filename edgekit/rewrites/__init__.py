@@ -24,6 +24,7 @@ from edgekit.rewrites.conv3d import conv3d_to_conv2d, conv3d_to_conv2d_taps
 from edgekit.rewrites.gelu import fuse_gelu
 from edgekit.rewrites.layout import batch_norm_to_conv, conv1d_to_conv2d, gather_to_shuffle, linear_to_conv2d, merge_layout_ops
 from edgekit.rewrites.recurrent import rnn_to_scan
+from edgekit.rewrites.shuffle import shuffle_to_concat
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -58,6 +59,7 @@ REWRITES: Mapping[str, Callable[[ir.Model], list[Change]]] = {
     "linear_to_conv2d": linear_to_conv2d,
     "merge_layout_ops": merge_layout_ops,
     "gather_to_shuffle": gather_to_shuffle,
+    "shuffle_to_concat": shuffle_to_concat,
     "rnn_to_scan": rnn_to_scan,
     "conv3d_to_conv2d": conv3d_to_conv2d,
     "conv3d_to_conv2d_taps": conv3d_to_conv2d_taps,

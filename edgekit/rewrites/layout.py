@@ -210,7 +210,7 @@ def gather_to_shuffle(model: ir.Model) -> list[Change]:
             continue
         shape = shape_of(x)
         axis = attribute(node, "axis", 0) % len(shape)
-        groups = _shuffled_groups(indices, shape[axis])
+        groups = shuffled_groups(indices, shape[axis])
         if groups is None:
             continue
         lead, tail = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
@@ -224,7 +224,7 @@ def gather_to_shuffle(model: ir.Model) -> list[Change]:
     return changes
 
 
-def _shuffled_groups(indices: np.ndarray, length: int) -> int | None:
+def shuffled_groups(indices: np.ndarray, length: int) -> int | None:
     """The g of 0, n/g, 2n/g, .. 1, n/g + 1, .. or None if the indices are anything else, the identity too."""
     if indices.shape != (length,) or length < 4:
         return None

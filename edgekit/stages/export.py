@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgekit.recipe import Recipe
 
 NEEDS = ("prune", "quantize")
-SEMANTICS = 3  # 3: units of the device. 2: float form beside the artifact; coverage measured where it can be
+SEMANTICS = 4  # 4: TFLite stacks next to the axis before. 3: units of the device. 2: float form beside the artifact; coverage measured where it can be
 TOOLS = ("onnx", "onnx_ir", "numpy")
 
 

@@ -11,7 +11,6 @@ outputs up to float32 rounding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import Source
@@ -241,9 +240,8 @@ def _ranges(job: Job, flow: dict, engines: list[_Engine], statistics: Statistics
                 kept = qdq.useful(engine.model, tensor, found_range)
                 word = "observed" if source == tensor else f"same_as {source}"
                 mine[tensor] = (kept, word if kept == found_range else f"{word}, without what its readers cannot tell apart")
-        for group in engine.precisions.joined:
-            ranges = [mine[tensor][0] for tensor in group]
-            mine.update(dict.fromkeys(group, (reduce(Range.union, ranges), "joined by a Concat")))
+        shared = qdq.joined(engine.precisions, {tensor: r for tensor, (r, _) in mine.items()})
+        mine.update({tensor: (r, "joined by a Concat") for tensor, r in shared.items()})
         for tensor, written in qdq.passed_on(engine.model, engine.precisions).items():
             mine[tensor] = (mine[written][0], f"same_as {written}")
         # Both ends of a state get one range: the device feeds the integers back as they are.

@@ -101,13 +101,28 @@ def concat(low: Lowering, node: ir.Node) -> None:
     integers = [_as_integers(low, part, quant) for part in parts]
     if quant is None or any(part is None for part in integers):
         quant, integers = None, parts
-    order = common_order([part for part in integers if isinstance(part, Ref)], shape)
+    refs = [part for part in integers if isinstance(part, Ref)]
+    order = _stacked(refs[0], axis) if all(part.shape[axis] == 1 for part in parts) else None
+    order = order or common_order(refs, shape)
     inputs = [
         low.laid_constant(part, len(shape), order, integers=quant is not None) if isinstance(part, Constant) else (low.floats if quant is None else low.native)(part, order)
         for part in integers
     ]
     dtype = low.sub.tensors[inputs[0]].dtype
     low.bind(node.outputs[0], low.emit(node, "CONCATENATION", inputs, shape, order, quant=quant, dtype=dtype, options={"axis": order.index(axis)}))
+
+
+def _stacked(x: Ref, axis: int) -> Order | None:
+    """The stored order of one part with the axis along which all are stacked right behind the axis before it.
+
+    What follows a stack mostly merges these two: a channel shuffle does.
+    """
+    order = [a for a in x.order if a is not None and a != axis and x.shape[a] != 1]
+    if axis - 1 not in order:
+        return None
+    order.insert(order.index(axis - 1) + 1, axis)
+    rest = [a for a in range(len(x.shape)) if a not in order]  # of length 1: in front, so that as many axes stay
+    return (*rest, *order)
 
 
 def _as_integers(low: Lowering, part: Ref | Constant, quant: Quant | None) -> Ref | Constant | None:

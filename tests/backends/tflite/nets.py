@@ -9,7 +9,7 @@ import onnx_ir as ir
 from edgekit import graph
 from edgekit.backends import onnxruntime
 from edgekit.backends.tflite.lower import Lowered, lower
-from edgekit.qdq import insert_qdq, precisions
+from edgekit.qdq import insert_qdq, joined, passed_on, precisions
 from edgekit.quant import Histogram, Numbers
 
 NUMBERS = Numbers(dtype="int8", symmetric=False, outputs=True)
@@ -67,7 +67,10 @@ def quantized(model: ir.Model, runs: int = 3, ops=INT8) -> ir.Model:
         values = onnx_run(model, fed, also=[name for name in ranges if name not in inputs])
         for name, histogram in ranges.items():
             histogram.update({**values, **fed}[name])
-    return insert_qdq(model, chosen, {name: h.minmax() for name, h in ranges.items()}, NUMBERS)
+    observed = {name: h.minmax() for name, h in ranges.items()}
+    observed |= joined(chosen, observed)
+    observed |= {name: observed[written] for name, written in passed_on(model, chosen).items()}
+    return insert_qdq(model, chosen, observed, NUMBERS)
 
 
 def tflite_run(lowered: Lowered, fed: dict[str, np.ndarray], xnnpack: bool = False) -> dict[str, np.ndarray]:

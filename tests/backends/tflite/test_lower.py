@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgekit import rewrites
 from edgekit.backends.tflite.lower import lower
 from edgekit.errors import TargetError
 from tests.backends.tflite.nets import check_float, check_int8, net, onnx_run, ops_of, quantized, random_feeds, types_of
@@ -374,6 +375,33 @@ def test_between_convolutions_values_move_where_they_are_and_as_they_are(node, s
     assert ops_of(lowered).count("TRANSPOSE") == 2
     if check is check_int8:
         assert ops_of(lowered).count("QUANTIZE") <= 2 and ops_of(lowered).count("DEQUANTIZE") == 1  # one more if what is left has another range
+
+
+def shuffle_unit():
+    """Half of the channels passes by, half goes through a convolution, and both are shuffled: ShuffleNetV2's unit, between two convolutions."""
+    nodes = [
+        ("Conv", "x w1", "c"),
+        ("Relu", "c", "d"),
+        ("Split", "d halves", "passing worked", {"axis": 1}),
+        ("Conv", "worked w2", "e"),
+        ("Relu", "e", "f"),
+        ("Concat", "passing f", "g", {"axis": 1}),
+        ("Gather", "g order", "h", {"axis": 1}),
+        ("Conv", "h w3", "y"),
+    ]
+    weights = {"w1": weight(8, 3, 1, 1), "w2": weight(4, 4, 1, 1, seed=2), "w3": weight(5, 8, 1, 1, seed=3), "halves": np.array([4, 4]), "order": np.arange(8).reshape(2, 4).T.reshape(-1)}
+    return net(nodes, {"x": (1, 3, 5, 7)}, {"y": (1, 5, 5, 7)}, weights)
+
+
+@pytest.mark.parametrize("check", [check_float, check_int8])
+@pytest.mark.parametrize("rewrite", [None, "shuffle_to_concat"])
+def test_a_shuffle_unit_turns_nothing_inside_and_rounds_nothing_twice(check, rewrite):
+    model = shuffle_unit()
+    if rewrite:
+        rewrites.apply(model, rewrite)
+    ops = ops_of(check(model, **({"steps": 2} if check is check_int8 else {})))
+    assert ops.count("TRANSPOSE") == 2 and ops.count("QUANTIZE") <= 1 and ops.count("DEQUANTIZE") <= 1
+    assert ops.count("GATHER") == (rewrite is None) and ops.count("CONCATENATION") == 1
 
 
 @pytest.mark.parametrize("sizes", [None, [1, 3]])
