@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgekit import graph, rewrites
+from edgekit.formats import Engine
 from edgekit.models import groups, narrow
 from edgekit.models.blocks import efficientface
 from edgekit.models.blocks.efficientface import SIZES, EfficientFace, EfficientFaceSize, LocalFeatures, Modulator, ShuffleUnit
+from edgekit.target import load_target
+from tests.onnx_nets import Lambda
 
 
 def lively(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -140,6 +144,25 @@ def test_stage_two_and_the_patches_are_added(face):
         x = module.maxpool(module.conv1(face))
         y = module.stage4(module.stage3(module.modulator(module.stage2(x)) + module.local(x)))
         assert torch.equal(module(face), module.conv5(y).mean((2, 3)))
+
+
+@pytest.mark.parametrize("target", ["x86_openvino", "x86_openvino_legacy"])
+def test_openvino_computes_the_shuffles_that_its_targets_rewrite(tmp_path, target):
+    """Left as a Gather, a shuffle goes into the next convolution's weights the wrong way round in OpenVINO 2026.4."""
+    openvino = pytest.importorskip("openvino")
+    module = lively(EfficientFace(SIZES["tiny"]))
+    engine = Engine("face", Lambda(lambda m, x: (m.face(x),), face=module), {"frame": (1, 3, 64, 64)}, {"feature": (1, 64)})
+    graph.export_onnx(engine, tmp_path / "face.onnx")
+    rewritten = graph.load(tmp_path / "face.onnx")
+    for name in load_target(target, tmp_path).rewrites:
+        rewrites.apply(rewritten, name)
+    graph.save(rewritten, tmp_path / "rewritten.onnx")
+    frame = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(tmp_path / "rewritten.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with torch.inference_mode():
+        expected = module(frame).numpy()
+    assert abs(compiled(frame.numpy())[0] - expected).max() <= 1e-4 * abs(expected).max()
 
 
 def test_every_weight_is_trained(face):
