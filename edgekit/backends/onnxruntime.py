@@ -71,6 +71,7 @@ def compile(kit: Kit, out: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         model = onnx.load(str(engine.qdq_onnx))
         _keep_float(model, engine.int8, kit.target["ops"])
+        _drop_relus(model)
         onnx.save(model, str(folder / "model.onnx"))
     write_json(
         out / "build.json",
@@ -112,6 +113,27 @@ def _keep_float(model: onnx.ModelProto, int8: Iterable[str], ops: Mapping[str, A
             name = f"{node.name}/keep_float"
             model.graph.node.insert(i, onnx.helper.make_node("Max", [node.input[0]], [f"{name}_out"], name))
             node.input[0] = f"{name}_out"
+
+
+def _drop_relus(model: onnx.ModelProto) -> None:
+    """Remove every Relu whose readers quantize it with the lowest integer as zero point: that clamps at 0 all the same.
+
+    The optimizer knows this too, but first makes MatMul and bias a Gemm between Reshapes; then the Q does not reach
+    the Gemm past the Relu, which stays float.
+    """
+    import onnx
+
+    lowest = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_type in (onnx.TensorProto.UINT8, onnx.TensorProto.INT8) and not tensor.dims:
+            lowest[tensor.name] = int(onnx.numpy_helper.to_array(tensor)) == (0 if tensor.data_type == onnx.TensorProto.UINT8 else -128)
+    kept = {value.name for value in model.graph.output}
+    for relu in [node for node in model.graph.node if node.op_type == "Relu" and node.output[0] not in kept]:
+        readers = [node for node in model.graph.node if relu.output[0] in node.input]
+        if readers and all(node.op_type == "QuantizeLinear" and len(node.input) > 2 and lowest.get(node.input[2]) for node in readers):
+            for node in readers:
+                node.input[0] = relu.input[0]
+            model.graph.node.remove(relu)
 
 
 def coverage(folder: Path, engine: EngineKit, target: Mapping[str, Any]) -> dict[str, str]:

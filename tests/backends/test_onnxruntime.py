@@ -235,3 +235,30 @@ def test_a_softmax_that_the_target_leaves_in_float_stays_there(tmp_path, moved):
     assert "Softmax" in kernels and "QLinearSoftmax" not in kernels
     want, got = onnxruntime.simulate(file)(x)["y0"], onnxruntime.open(folder, target)(x)["y0"]
     assert np.abs(got - want).max() <= 2 * float(np.abs(want).max()) / 127
+
+
+def test_a_linear_layer_with_relu_between_integers_has_an_integer_kernel(shipped, tmp_path):
+    """On three axes ONNX Runtime makes Reshape, Gemm, Reshape of it, and its Q would not get past the Relu."""
+    torch.manual_seed(4)
+    module = Lambda(lambda self, x: self.b(torch.relu(self.a(x))), a=nn.Linear(16, 24), b=nn.Linear(24, 8))
+    path = export(tmp_path, module, (1, 9, 16))
+    fed = [feeds(graph.load(path), seed) for seed in range(2)]
+    folder, engine = built((path, fed), shipped, tmp_path / "out")
+    assert set(onnxruntime.coverage(folder, engine, shipped.spec()).values()) == {"int8"} and len(engine.int8) == 2
+    a, b = onnxruntime.open(folder, shipped.spec())(fed[0])["y0"], onnxruntime.simulate(engine.qdq_onnx)(fed[0])["y0"]
+    step = next(onnx.numpy_helper.to_array(i) for i in onnx.load(engine.qdq_onnx).graph.initializer if i.name == "y0.scale")
+    assert np.abs(np.rint((a - b) / step)).max() <= 1
+
+
+def test_a_relu_stays_where_the_zero_point_does_not_clamp_or_floats_are_read(tmp_path):
+    def relus(zero_point, also_read):
+        nodes = [onnx.helper.make_node("Relu", ["x"], ["r"]), onnx.helper.make_node("QuantizeLinear", ["r", "s", "z"], ["q"]), onnx.helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])]
+        nodes += [onnx.helper.make_node("Neg", ["r"], ["n"])] * also_read
+        ports = [onnx.helper.make_tensor_value_info(name, 1, [4]) for name in ("x", "y")]
+        numbers = [onnx.numpy_helper.from_array(np.float32(0.1), "s"), onnx.numpy_helper.from_array(zero_point, "z")]
+        proto = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", ports[:1], ports[1:], numbers))
+        onnxruntime._drop_relus(proto)
+        return [node.op_type for node in proto.graph.node].count("Relu")
+
+    assert relus(np.uint8(0), False) == relus(np.int8(-128), False) == 0
+    assert relus(np.uint8(3), False) == relus(np.int8(0), False) == relus(np.uint8(0), True) == 1
