@@ -186,7 +186,7 @@ def test_a_factory_may_return_a_whole_definition(project):
         ("", "load.config=huge", r"`net:make` fails for configuration `huge`: KeyError"),
         ("", "load.config=wide", r"net.safetensors: `a.weight` is \[8, 3, 3, 3\], this model has \[16, 3, 3, 3\]"),
         ('(1, 3, 16, 20)', 'image": (3, 16, 20)', r"`image` has shape \[3, 16, 20\]"),
-        ('(1, 1)', '(1, 2)', r"no output is one number for each clip"),
+        ('(1, 1)', '(1, 2)', r"the module's forward returns|forward returns \[\[1, 1\]\], declared are"),
         ('(1, 3, 16, 20)', '(1, 3, 4, 16, 20)', r"layout CHW with batch 1 in front has 4 axes"),
         ('{"image": IMAGE}', '{}', r"nothing says what input `image` \[1, 3, 16, 20\] is made of"),
         ('{"image": IMAGE}', '{"image": {**IMAGE, "mean": None}}', r"input `image`.*needs `mean`"),

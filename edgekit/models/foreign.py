@@ -131,8 +131,8 @@ class Definition:
         from ..preprocess import check_spec
 
         check_spec(dict(made.preprocess))
-        defaults = {"rates_hz": {}, "host_steps": [{"step": "preprocess", "spec": "preprocess.json"}], "primary": ports.primary(self.outputs, self._where)}
-        flow = {**defaults, **made.flow}
+        defaults = {"rates_hz": {}, "host_steps": [{"step": "preprocess", "spec": "preprocess.json"}]}
+        flow = {**defaults, **({} if "primary" in made.flow else ports.scored(self.outputs, self._where)), **made.flow}
         units = {name: {"unit": "as preprocess.json"} for name in flow["inputs"]}
         return ports.Wiring(dict(made.preprocess), {"inputs": units, "outputs": {name: {"unit": "as trained"} for name in flow["outputs"]}}, flow)
 

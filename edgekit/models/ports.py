@@ -58,24 +58,30 @@ def wire(inputs: Mapping[str, Shape], outputs: Mapping[str, Shape], sources: Map
         "inputs": flow_inputs,
         "steps": [{"engine": ENGINE, "feed": feed, "give": {name: name for name in outputs}}],
         "outputs": list(outputs),
-        "primary": primary(outputs, where),
+        **scored(outputs, where),
         "rates_hz": {},
         "host_steps": [{"step": "preprocess", "spec": "preprocess.json"}],
     }
     return Wiring(preprocess, {"inputs": units, "outputs": {name: {"unit": "as trained"} for name in outputs}}, flow)
 
 
-def primary(outputs: Mapping[str, Shape], where: str) -> str:
-    """The output that is scored: the first that is one number for each clip.
+def scored(outputs: Mapping[str, Shape], where: str) -> dict[str, Any]:
+    """The part of a flow that says what is scored: the first output that is one number for each clip, else the first that is
+    one row of numbers, taken for the scores of classes that are called by their index.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: there is neither.
     """
     for name, shape in outputs.items():
         if prod(shape) == 1:
-            return name
+            return {"primary": name}
+    for name, shape in outputs.items():
+        if len(shape) == 2:
+            return {"primary": name, "task": "classes", "classes": [str(i) for i in range(shape[1])]}
     listed = ", ".join(f"`{name}` {list(shape)}" for name, shape in outputs.items())
-    raise RecipeError(f"{where}: no output is one number for each clip, which is what metrics score: {listed}", "add an output, such as the score of one class")
+    raise RecipeError(
+        f"{where}: no output is one number or one score for each class, which is what metrics score: {listed}", "add an output, such as the score of one class"
+    )
 
 
 def squeezed(shape: Shape) -> Shape:

@@ -89,7 +89,7 @@ def test_a_state_is_carried_over_the_runs_of_a_flow_of_its_own(tmp_path):
         ({"inputs": {"wave": (1, 8), "image": (1, 4, 3, 3)}}, r"axis C of layout CHW must be 3, got 4"),
         ({"inputs": {"wave": (2, 8), "image": (1, 3, 3, 3)}}, r"`wave` has shape \[2, 8\]"),
         ({"inputs": {}}, r"no inputs or no outputs"),
-        ({"outputs": {"feature": (1, 4)}}, r"no output is one number for each clip, .*: `feature` \[1, 4\]"),
+        ({"outputs": {"feature": (1, 4, 2)}}, r"no output is one number or one score for each class, .*: `feature` \[1, 4, 2\]"),
         ({"module": Both}, r"`module` is type, not an nn.Module"),
         ({"states": [State("a", "b", (1,))]}, r"`states` without a `flow`"),
         ({"preprocess": {"image": IMAGE, "wave": {**SOUND, "source": "video", "layout": "CHW"}}}, r"an input from video needs `mean`"),
@@ -108,3 +108,9 @@ def test_what_does_not_fit_is_refused(change, says):
 def test_two_inputs_of_one_source_are_refused():
     with pytest.raises(RecipeError, match="two inputs are made of `audio`"):
         ports.wire({"a": (1, 8), "b": (1, 8)}, {"y": (1,)}, {"a": SOUND, "b": SOUND}, "net")
+
+
+def test_a_row_of_scores_is_taken_for_classes_called_by_their_index():
+    parts = {"module": Both(), "inputs": {"wave": (1, 8), "image": (1, 3, 3, 3)}, "outputs": {"feature": (1, 4)}, "preprocess": {"image": IMAGE, "wave": SOUND}}
+    flow = definition(Foreign(**parts)).flow(None)
+    assert (flow["primary"], flow["task"], flow["classes"]) == ("feature", "classes", ["0", "1", "2", "3"])
