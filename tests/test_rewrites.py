@@ -163,6 +163,20 @@ def test_a_bias_that_others_read_too_and_products_of_activations_stay(folder):
     assert op_counts(model)["MatMul"] == 1 and op_counts(model)["Conv"] == 1
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_rows_equal_a_sequence_of_them(folder, bias):
+    module = Lambda(lambda m, x: m.b(torch.relu(m.a(x))) * 2, a=nn.Linear(6, 8, bias), b=nn.Linear(8, 5))
+    model, changes = check(folder, module, (3, 6), names=["rows_to_sequence"])
+    assert len(changes) == 2 and [len(graph.shape_of(node.inputs[0])) for node in model.graph if node.op_type == "MatMul"] == [3, 3]
+    assert "Gemm" not in op_counts(model) and sum(graph.count_macs(model).values()) == 3 * (6 * 8 + 8 * 5)
+
+
+def test_one_row_and_products_of_activations_are_no_sequence(folder):
+    model, changes = check(folder, Lambda(lambda m, x: m.a(x), a=nn.Linear(6, 8)), (1, 6), names=["rows_to_sequence"])
+    assert not changes and op_counts(model) == {"Gemm": 1}
+    assert not check(folder, Lambda(lambda m, x: x @ x.T), (3, 6), names=["rows_to_sequence"])[1]
+
+
 @pytest.mark.parametrize("shape", [(2, 6, 9), (1, 6, 5, 7), (2, 6, 2, 3, 4)])
 def test_a_batch_norm_that_joins_no_layer_equals_its_convolution(folder, shape):
     kind = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)]

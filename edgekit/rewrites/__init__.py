@@ -22,7 +22,7 @@ from edgekit.rewrites.arithmetic import clamp_int64, decompose_instance_norm, de
 from edgekit.rewrites.change import Change
 from edgekit.rewrites.conv3d import conv3d_to_conv2d, conv3d_to_conv2d_taps
 from edgekit.rewrites.gelu import fuse_gelu
-from edgekit.rewrites.layout import batch_norm_to_conv, conv1d_to_conv2d, gather_to_shuffle, linear_to_conv2d, merge_layout_ops
+from edgekit.rewrites.layout import batch_norm_to_conv, conv1d_to_conv2d, gather_to_shuffle, linear_to_conv2d, merge_layout_ops, rows_to_sequence
 from edgekit.rewrites.recurrent import rnn_to_scan
 from edgekit.rewrites.shuffle import shuffle_to_concat
 
@@ -57,6 +57,7 @@ REWRITES: Mapping[str, Callable[[ir.Model], list[Change]]] = {
     "batch_norm_to_conv": batch_norm_to_conv,
     "conv1d_to_conv2d": conv1d_to_conv2d,
     "linear_to_conv2d": linear_to_conv2d,
+    "rows_to_sequence": rows_to_sequence,
     "merge_layout_ops": merge_layout_ops,
     "gather_to_shuffle": gather_to_shuffle,
     "shuffle_to_concat": shuffle_to_concat,

@@ -139,6 +139,36 @@ def linear_to_conv2d(model: ir.Model) -> list[Change]:
     return changes
 
 
+def rows_to_sequence(model: ir.Model) -> list[Change]:
+    """MatMul and Gemm with a constant matrix on rows [n, k] -> MatMul on [1, n, k] (and Add), between Unsqueeze and Squeeze.
+
+    OpenVINO 2026.4 makes one kernel of two such integer layers in a row, which is wrong by orders of magnitude
+    where no bias follows the first. Of sequences, and of single rows, it makes none.
+
+    requires: more than one row; the matrix and a Gemm's bias are constants.
+    ensures: no such op of rank 2.
+    """
+    edit, changes = Editor(model), []
+    for node in nodes_of(model, "MatMul", "Gemm"):
+        linear = _linear(node)
+        if linear is None or len(shape_of(node.inputs[0])) != 2 or shape_of(node.inputs[0])[0] == 1:
+            continue
+        matrix, bias, _ = linear
+        x, old = node.inputs[0], node.outputs[0]
+        n, k = shape_of(x)
+        name = free_name(edit, node)
+        axes = edit.constant(f"{name}.axes", np.array([0], np.int64))
+        wide = edit.add(node, "Unsqueeze", [x, axes], (1, n, k), name=f"{name}/to_sequence")
+        y = product = edit.add(node, "MatMul", [wide, edit.constant(f"{name}.weight", matrix)], (1, n, matrix.shape[1]), name=name)
+        if node.op_type == "Gemm" and bias is not None:
+            y = edit.add(node, "Add", [product, edit.constant(f"{name}.bias", bias)], shape_of(product), name=f"{name}/bias")
+        rows = edit.add(node, "Squeeze", [y, axes], shape_of(old), name=f"{name}/to_rows")
+        edit.take_over(old, rows)
+        tensors = {wide.name: f"same_as {x.name}", y.name: f"same_as {rows.name}"}
+        changes.append(Change("rows_to_sequence", name, tensors if y is product else {**tensors, product.name: "observe"}))
+    return changes
+
+
 def batch_norm_to_conv(model: ir.Model) -> list[Change]:
     """BatchNormalization on [n, c, ..] -> a depthwise Conv of one element, with a bias.
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit import graph, qdq
+from edgekit import graph, qdq, rewrites
 from edgekit.backends import EngineKit, Kit, onnxruntime
 from edgekit.backends import openvino as backend
 from edgekit.backends.openvino import isolated
@@ -39,11 +39,14 @@ needs_openvino = pytest.mark.skipif(backend.versions(TARGET)["openvino"] is None
 needs_vnni = pytest.mark.skipif("avx512_vnni" not in CPU, reason="needs a CPU with AVX-512 VNNI to compare with")
 
 
-def quantized(folder: Path, module: nn.Module, *shapes: tuple[int, ...], numbers=NUMBERS, ops=TARGET["ops"], skip=None) -> tuple[EngineKit, dict]:
+def quantized(folder: Path, module: nn.Module, *shapes: tuple[int, ...], numbers=NUMBERS, ops=TARGET["ops"], skip=None, rewrite: str | None = None) -> tuple[EngineKit, dict]:
     """An engine in `folder` with ranges of one random input, and that input."""
     torch.manual_seed(0)
     path = export(folder, module, *shapes, name="float")
     model = graph.load(path)
+    if rewrite:
+        rewrites.apply(model, rewrite)
+        graph.save(model, path)
     chosen = qdq.precisions(model, ops, skip=skip)
     x = feeds(model)
     seen = {**x, **onnxruntime.simulate(path, threads=1, also=[name for name in chosen.observed if name not in x])(x)}
@@ -156,6 +159,14 @@ def test_results_belong_to_the_caller(tmp_path):
     np.testing.assert_array_equal(first, kept)
     with pytest.raises(EdgekitError, match="x9"):
         session({"x9": x["x0"]})
+
+
+@needs_openvino
+def test_outputs_have_the_graphs_names_whatever_the_plug_in_joins_to_them(tmp_path):
+    """A Squeeze before the last op: the compiled port has the Squeeze's name too, and that is the first in the alphabet."""
+    engine, x = quantized(tmp_path, Lambda(lambda m, x: torch.tanh(m.b(x[None]).squeeze(0)), b=nn.Linear(24, 4)), (4, 24))
+    session = backend.open(compiled(tmp_path, engine), TARGET, threads=1)
+    assert session.outputs == ["y0"] and compare(simulated(engine, x), session(x))["y0"].sqnr_db > 60
 
 
 @needs_openvino
@@ -324,6 +335,32 @@ def test_a_quantized_lstm_is_wrong_and_the_comparison_with_its_own_graph_says_so
     assert cost > 35, "as written, the graph is a fine INT8 LSTM"
     assert got < cost - 5, "OpenVINO computes something else"
     assert "int8" in backend.coverage(folder, engine, TARGET).values(), "which coverage alone would call a success"
+
+
+def rows_without_bias() -> nn.Module:
+    return Lambda(lambda m, x: torch.tanh(m.b(torch.relu(m.a(x)))), a=nn.Linear(24, 24, bias=False), b=nn.Linear(24, 4))
+
+
+@needs_openvino
+@needs_vnni
+def test_two_integer_layers_on_rows_are_wrong_and_the_targets_rewrite_keeps_them_apart(tmp_path):
+    engine, x = quantized(tmp_path / "rows", rows_without_bias(), (4, 24))
+    off = compare(simulated(engine, x), backend.open(compiled(tmp_path / "rows", engine), TARGET, threads=1)(x))["y0"].sqnr_db
+    assert off < 10, "OpenVINO computes something else; if not, `rows_to_sequence` has done its duty"
+    assert "rows_to_sequence" in TARGET["rewrites"] and "rows_to_sequence" in LEGACY["rewrites"]
+    engine, x = quantized(tmp_path / "sequence", rows_without_bias(), (4, 24), rewrite="rows_to_sequence")
+    folder = compiled(tmp_path / "sequence", engine)
+    assert compare(simulated(engine, x), backend.open(folder, TARGET, threads=1)(x))["y0"].sqnr_db > 60
+    assert set(backend.coverage(folder, engine, TARGET).values()) == {"int8"}
+
+
+@needs_openvino
+@pytest.mark.parametrize("target", [TARGET, LEGACY])
+def test_a_layer_that_lost_its_name_is_found_by_its_weight(tmp_path, target):
+    """One column without a bias: the plug-in calls what is left of it `Multiply_123`."""
+    module = Lambda(lambda m, x: m.b(torch.relu(m.a(x))).squeeze(-1), a=nn.Linear(24, 16), b=nn.Linear(16, 1, bias=False))
+    engine, _ = quantized(tmp_path, module, (1, 4, 24), numbers=Numbers.from_target(target["numbers"]))
+    assert backend.coverage(compiled(tmp_path, engine, target), engine, target) == {"a/MatMul": "int8", "b/MatMul": "int8"}
 
 
 def saturating(folder: Path, divisor: int) -> Path:

@@ -190,9 +190,10 @@ class Session:
     """A compiled IR that can be called: {input: array} -> {output: array}, batch 1 in front."""
 
     def __init__(self, xml: Path, config: Mapping[str, Any]):
-        compiled = _compiled(xml, config)
-        self.inputs = [port.any_name for port in compiled.inputs]
-        self.outputs = [port.any_name for port in compiled.outputs]
+        model, compiled = _compiled(xml, config)
+        # The IR's names: a compiled port may have those of tensors that were joined to it too, and `any_name` is then the first in the alphabet.
+        self.inputs = [port.any_name for port in model.inputs]
+        self.outputs = [port.any_name for port in model.outputs]
         self._request = compiled.create_infer_request()
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -201,7 +202,7 @@ class Session:
         if set(feeds) != set(self.inputs):
             raise EdgekitError(f"inputs are {sorted(self.inputs)}, given: {sorted(feeds)}")
         results = self._request.infer({name: np.ascontiguousarray(array) for name, array in feeds.items()})
-        return {port.any_name: np.array(array) for port, array in results.items()}
+        return {name: np.array(array) for name, array in zip(self.outputs, results.values(), strict=True)}
 
 
 def open(folder: Path, target: Mapping[str, Any], threads: int | None = None) -> Session | isolated.Session:
@@ -245,10 +246,12 @@ def configuration(hint: str, threads: int | None = None) -> dict[str, Any]:
     return config
 
 
-def _compiled(xml: Path, config: Mapping[str, Any]) -> ov.CompiledModel:
+def _compiled(xml: Path, config: Mapping[str, Any]) -> tuple[ov.Model, ov.CompiledModel]:
+    """The IR and what the plug-in makes of it; their ports are in the same order."""
     core = runtime().Core()
     try:
-        return core.compile_model(core.read_model(xml), "CPU", dict(config))
+        model = core.read_model(xml)
+        return model, core.compile_model(model, "CPU", dict(config))
     except RuntimeError as error:
         raise IntegrityError(f"{xml}: OpenVINO cannot compile it: {_first_line(error)}", "build it again with the OpenVINO of the target") from error
 

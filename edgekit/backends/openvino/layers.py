@@ -5,7 +5,8 @@ made (`originalLayersNames`) and in which type it reads its data (`runtimePrecis
 
     ONNX node -> its output tensor, whose name the IR keeps -> up to the IR's Convolution, MatMul or
     LSTMSequence -> the compiled node that carries its name, or that of an op soon after it: a MatMul
-    without Q/DQ is called by its bias Add, and one of an attention by what follows it.
+    without Q/DQ is called by its bias Add, and one of an attention by what follows it. One that lost
+    every name still reads its own weight.
 
 Attention becomes one `Subgraph` whose type is that of its first input. A MatMul inside counts as
 INT8 if the IR has Q/DQ on both its inputs and the subgraph reads as many integer tensors as all its
@@ -30,6 +31,8 @@ MAC_TYPES = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "Grou
 # What the plug-in calls its nodes that multiply and add; the rest (Reorder, Transpose, Eltwise...) may carry a layer's name too.
 COMPUTE = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "RNNCell", "ScaledDotProductAttention", "Subgraph")
 SUFFIX = "/DequantizationMultiply"
+WEIGHT_OF = "weight of "  # before a layer's name: the node that reads its weight
+WEIGHT_ENDINGS = (".weight.int8", "/transpose_b")  # how a layer's weight is called after it
 HOPS = 8
 
 
@@ -81,6 +84,8 @@ def _executed(compiled: ov.CompiledModel) -> dict[str, Node]:
             continue
         read = [port.get_source_output().get_element_type().get_type_name() for port in op.inputs()]
         node = Node(op.get_friendly_name(), kind, info["runtimePrecision"].astype(str), sum(PRECISIONS.get(name) == "int8" for name in read))
+        for name in _layers_of_weights(op):
+            nodes.setdefault(f"{WEIGHT_OF}{name}", node)
         for name in (op.get_friendly_name(), *info["originalLayersNames"].astype(str).split(",")):
             name = name.removesuffix(SUFFIX)
             # A Subgraph may be nothing but the element-wise ops after a layer of the same name.
@@ -90,6 +95,13 @@ def _executed(compiled: ov.CompiledModel) -> dict[str, Node]:
             for joint in _joints(op):
                 nodes.setdefault(joint, node)
     return nodes
+
+
+def _layers_of_weights(op: ov.Node) -> list[str]:
+    """The layers whose constant weights a compiled node reads, by the weights' names."""
+    names = [port.get_source_output().get_node() for port in op.inputs()]
+    names = [node.get_friendly_name() for node in names if node.get_rt_info()["layerType"].astype(str) == "Const"]
+    return [name.removesuffix(ending) for name in names for ending in WEIGHT_ENDINGS if name.endswith(ending)]
 
 
 def _joints(op: ov.Node) -> list[str]:
@@ -121,7 +133,7 @@ def _down(op: ov.Node, executed: Mapping[str, Node]) -> Node | None:
         here = [port.get_node() for candidate in here for output in candidate.outputs() for port in output.get_target_inputs()]
         # Beyond the next layer that multiplies, a name is that layer's own. Attention holds two, in one node.
         here = [after for after in here if after.get_type_name() not in MAC_TYPES]
-    return None
+    return executed.get(WEIGHT_OF + op.get_friendly_name().removesuffix("/WithoutBiases"))
 
 
 def _is_constant(port: ov.Output) -> bool:
