@@ -110,10 +110,10 @@ class ClipBank:
 
         rows: dict[str, list[Tensor]] = {}
         steps = math.ceil(len(self) / batch)
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: its tensors cannot be trained on
             for inputs, _ in track(self.batches(batch, torch.arange(len(self)), self.inputs), "encode clips", steps):
                 for name, value in encode(inputs).items():
-                    rows.setdefault(name, []).append(value.float().clone())
+                    rows.setdefault(name, []).append(value.float())
         same = {name for name, parts in rows.items() if len(parts[0]) == 1 and min(batch, len(self)) > 1}
         return self._with({k: torch.cat(v) for k, v in rows.items() if k not in same}, {k: rows[k][0] for k in same})
 

@@ -531,3 +531,20 @@ def test_the_shipped_training_recipe_is_of_the_shipped_checkpoint():
         told = document.load(path, training.TrainRecipe)
         assert (path.parent / told.out).resolve().parent == ROOT / "recipes/checkpoints"
         assert told.modality == "both"
+
+
+def test_what_frozen_encoders_give_stands_in_place_of_what_they_read(bank):
+    """A silenced input is encoded once for all, and what comes out can be trained on."""
+    scale = nn.Parameter(torch.tensor(2.0))
+
+    def encode(batch):
+        return {"bright": batch["video"].mean((1, 2, 3, 4, 5), keepdim=False)[:, None] * scale, "silence": torch.zeros(1, 3)}
+
+    coded = bank.encoded(encode, batch=7)
+    assert set(coded.inputs) == {"bright"} and coded.constants["silence"].shape == (1, 3) and len(coded) == len(bank)
+    want = bank.inputs["video"].float().mean((1, 2, 3, 4, 5))[:, None] * 2
+    torch.testing.assert_close(coded.inputs["bright"], want.detach())
+    weight = nn.Parameter(torch.ones(3, 1))
+    for inputs, _ in coded.batches(8, torch.arange(len(coded)), coded.inputs):
+        (inputs["silence"] @ weight + inputs["bright"].mean()).sum().backward()
+    assert weight.grad is not None and scale.grad is None

@@ -11,10 +11,20 @@ A model is a module with
     flow(cfg) -> dict                    without states: those are the engines' own
     engines(module, cfg) -> list[Engine]
     prune_groups(module, cfg) -> list[Group]
-    train_forward(module, batch) -> dict of tensors [n]
+    train_forward(module, batch) -> dict of tensors [n, ...]
 
-and, if it likes, OPTIONAL_KEYS (weights that a checkpoint may lack), UNPRUNABLE ({layer: why}),
-for_training(module) and towers(module).
+and, if it likes,
+
+    OPTIONAL_KEYS                        weights that a checkpoint may lack
+    UNPRUNABLE                           {layer: why}
+    for_training(module) -> module       laid out for the fastest training
+    loss(outputs, labels) -> scalar      by default the L1 distance; outputs may hold more while training, for auxiliary heads
+    augment(batch, generator) -> batch   by default mirrored, shifted and relit video and shifted sound
+    towers(module) -> {name: module}     encoders that may be trained alone first: `source` (a flow input) and forward(batch) -> outputs
+    encode(module, batch) -> batch       what the encoders give, for `frozen_encoders`; train_forward takes either
+
+What a flow's primary output is, its `task` says: "value" (one number a clip), "classes" (a score for each of
+`classes`) or "timeline" (numbers over time; then `primary` may list several). Metrics, losses and the report follow it.
 
 It is ours (MODELS), of an installed package (entry points of the group `edgekit.models`, see
 `plugins.py`), or what a user's `package.module:factory` returns: the same, or a `Foreign`.
