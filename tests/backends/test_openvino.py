@@ -356,9 +356,10 @@ def test_two_integer_layers_on_rows_are_wrong_and_the_targets_rewrite_keeps_them
 
 @needs_openvino
 @pytest.mark.parametrize("target", [TARGET, LEGACY])
-def test_a_layer_that_lost_its_name_is_found_by_its_weight(tmp_path, target):
-    """One column without a bias: the plug-in calls what is left of it `Multiply_123`."""
-    module = Lambda(lambda m, x: m.b(torch.relu(m.a(x))).squeeze(-1), a=nn.Linear(24, 16), b=nn.Linear(16, 1, bias=False))
+@pytest.mark.parametrize("columns", [1, 4])  # a weight of one column is turned at once, others by a node of their own
+def test_a_layer_that_lost_its_name_is_found_by_its_weight(tmp_path, target, columns):
+    """Without a bias, the plug-in calls what is left of it `Multiply_123`."""
+    module = Lambda(lambda m, x: m.b(torch.relu(m.a(x))).flatten(1).unsqueeze(-1), a=nn.Linear(24, 16), b=nn.Linear(16, columns, bias=False))
     engine, _ = quantized(tmp_path, module, (1, 4, 24), numbers=Numbers.from_target(target["numbers"]))
     assert backend.coverage(compiled(tmp_path, engine, target), engine, target) == {"a/MatMul": "int8", "b/MatMul": "int8"}
 

@@ -98,9 +98,8 @@ def _executed(compiled: ov.CompiledModel) -> dict[str, Node]:
 
 
 def _layers_of_weights(op: ov.Node) -> list[str]:
-    """The layers whose constant weights a compiled node reads, by the weights' names."""
-    names = [port.get_source_output().get_node() for port in op.inputs()]
-    names = [node.get_friendly_name() for node in names if node.get_rt_info()["layerType"].astype(str) == "Const"]
+    """The layers whose constant weights a compiled node reads, turned or not, by the weights' names."""
+    names = [port.get_source_output().get_node().get_friendly_name() for port in op.inputs()]
     return [name.removesuffix(ending) for name in names for ending in WEIGHT_ENDINGS if name.endswith(ending)]
 
 
