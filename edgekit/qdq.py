@@ -13,7 +13,7 @@ reads it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -83,7 +83,7 @@ def precisions(
     Args:
         ops: the target's table; the keys read are int8, int8_ranks, ranks, int8_output and cell. `Conv.depthwise`,
             `Conv.odd_groups` and `MatMul.activations`, if there, further restrict these kinds.
-        skip: {node: reason} of layers to leave in float.
+        skip: {node: reason} of layers, joins and followers to leave in float.
         outputs: integer layers write integers (`numbers.outputs`).
     """
     return _Sorting(model, ops, skip or {}, outputs).run()
@@ -91,7 +91,7 @@ def precisions(
 
 class _Sorting:
     def __init__(self, model: ir.Model, ops: Mapping[str, Mapping[str, Any]], skip: Mapping[str, str], outputs: bool):
-        self.model, self.ops, self.outputs = model, ops, outputs
+        self.model, self.ops, self.skip, self.outputs = model, ops, skip, outputs
         self.skipped: dict[str, str] = {}
         self.layers: dict[str, ir.Node] = {}
         for node in model.graph:
@@ -222,7 +222,7 @@ class _Sorting:
             found = kept
 
     def _may_be_int8(self, node: ir.Node) -> bool:
-        if node.op_type not in (*JOINS, *FOLLOWERS) or not self.ops.get(node.op_type, {}).get("int8"):
+        if node.op_type not in (*JOINS, *FOLLOWERS) or not self.ops.get(node.op_type, {}).get("int8") or node.name in self.skip:
             return False
         if node.op_type in ("Add", "Sub", "Mul"):
             a, b = node.inputs
@@ -318,6 +318,26 @@ def conv_kind(node: ir.Node) -> str | None:
     if into == 1:
         return "depthwise"
     return "odd_groups" if into % 4 or (out // group) % 4 else None
+
+
+COARSE = 4.0  # times: two of eight bits
+
+
+def too_coarse(model: ir.Model, ops: Mapping[str, Mapping[str, Any]], range_of: Callable[[str], Range | None], numbers: Numbers) -> list[str]:
+    """Ops whose kernel writes in a scale of its own that is COARSE times what their values would need, or more.
+
+    A Tanh in steps of 1/128, whose values are all below 0.1, has a dozen of them; what it gives may be a
+    correlation that the next layer multiplies by.
+
+    Args:
+        range_of: {tensor: what was seen of it, or None}.
+    """
+    found = []
+    for node in model.graph:
+        scale, seen = _fixed(ops, node.op_type), range_of(node.outputs[0].name)
+        if scale is not None and seen is not None and scale.scale > COARSE * scale_of(seen, numbers).scale:
+            found.append(node.name)
+    return found
 
 
 SMALL = 0.01  # of an engine's MACs

@@ -297,3 +297,28 @@ def test_a_product_that_broadcasts_is_integer_between_integers(tmp_path):
     gate = shuffled(tmp_path, lambda m, x: m.last((y := torch.relu(m.first(x))) * m.first(x).mean((2, 3), keepdim=True) + y))
     chosen, _ = quantized(gate, TFLITE)
     assert {"Mul", "Add"} <= {name.split("/")[-1] for name in chosen.others}
+
+
+# --------------------------------------------------------------------------- kernels with a scale of their own
+
+
+@pytest.mark.parametrize(("high", "is_coarse"), [(0.9, False), (0.26, False), (0.24, True), (0.01, True)])
+def test_a_tanh_whose_values_are_small_is_too_coarse_in_steps_of_its_own(tmp_path, high, is_coarse):
+    """Steps of 1/128 are as many as [-1, 1] needs; of what stays below a quarter of that, two bits and more are lost."""
+    module = Lambda(lambda m, x: m.b(torch.tanh(m.a(x))), a=nn.Linear(6, 8), b=nn.Linear(8, 4))
+    model = graph.load(export(tmp_path, module, (1, 5, 6)))
+    ops = {**ALL, "Tanh": {"int8": True, "int8_output": {"scale": 1 / 128, "zero_point": 0}}}
+    seen = {"Tanh_out": Range(-high, high)}
+    found = qdq.too_coarse(model, ops, seen.get, TFLITE)
+    assert found == (["Tanh"] if is_coarse else [])
+    chosen = qdq.precisions(model, ops, dict.fromkeys(found, "coarse"), outputs=True)
+    assert ("Tanh" in chosen.others) == (not is_coarse) and ("Tanh_out" in chosen.fixed) == (not is_coarse)
+    # In float it still feeds an integer layer, which then reads it in a scale of its own.
+    assert "b/MatMul" in chosen.int8 and ("Tanh_out" in chosen.observed) == is_coarse
+
+
+def test_what_was_never_seen_and_what_has_no_scale_of_its_own_is_not_too_coarse(tmp_path):
+    model = graph.load(export(tmp_path, Lambda(lambda m, x: m.b(torch.tanh(m.a(x))), a=nn.Linear(6, 8), b=nn.Linear(8, 4)), (1, 5, 6)))
+    ops = {**ALL, "Tanh": {"int8": True, "int8_output": {"scale": 1 / 128, "zero_point": 0}}}
+    assert qdq.too_coarse(model, ops, {}.get, TFLITE) == []
+    assert qdq.too_coarse(model, {**ALL, "Tanh": {"int8": True}}, {"Tanh_out": Range(-1e-3, 1e-3)}.get, TFLITE) == []

@@ -11,6 +11,7 @@ outputs up to float32 rounding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import Source
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 NEEDS = ("prune", "calibrate")
-SEMANTICS = 5  # 5: what a Concat joins has one scale; joins may broadcast. 4: symmetric products. 3: tensors in fixed scales are not listed. 2: every kind of layer; last layers that cost nothing give floats
+SEMANTICS = 6  # 6: kernels whose own scale is too coarse. 5: what a Concat joins has one scale; joins may broadcast. 4: symmetric products. 3: tensors in fixed scales are not listed. 2: every kind of layer; last layers that cost nothing give floats
 TOOLS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
 
 PROOF_CLIPS = 2
@@ -86,6 +87,8 @@ def run(job: Job) -> None:
             ports = [port for step in flow["steps"] if step["engine"] == engine.name for way in ("give", "stack") for port, name in step.get(way, {}).items() if name in flow["outputs"]]
             for layer in qdq.last_layers(engine.model, ports):
                 skips[engine.name].setdefault(layer, "gives a result: integers would leave it 256 values")
+        for node in qdq.too_coarse(engine.model, job.spec["int8"], partial(_seen, statistics, engine.name), numbers):
+            skips[engine.name].setdefault(node, "its kernel writes in a scale that is too coarse for its values")
         engine.precisions = qdq.precisions(engine.model, job.spec["int8"], skips[engine.name], numbers.outputs)
 
     ranges = _ranges(job, flow, engines, statistics)
@@ -115,6 +118,11 @@ def run(job: Job) -> None:
         },
     )
     write_json(job.out / "rewrites.json", log)
+
+
+def _seen(statistics: Statistics, engine: str, tensor: str) -> Range | None:
+    histogram = statistics.find(engine, tensor)
+    return None if histogram is None else histogram.minmax()
 
 
 # --------------------------------------------------------------------------- rewrites
