@@ -100,6 +100,7 @@ class _Frames:
 
     Attributes:
         frames: {name of a 5-D value: the value that holds it as [n*t, c, h, w]}.
+        over_time: {name of frames that a Conv along t made: the Conv's own output, [n, c, t, h*w]}.
         padded: {layer: its input with frames of zeros around it}.
         tensors: of the change that is being made.
     """
@@ -108,6 +109,7 @@ class _Frames:
     rewrite: str
     interleave: bool
     frames: dict[str, ir.Value] = field(default_factory=dict)
+    over_time: dict[str, ir.Value] = field(default_factory=dict)
     padded: dict[str, ir.Value] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
     tensors: dict[str, str] = field(default_factory=dict)
@@ -191,10 +193,12 @@ class _Frames:
     def _unary(self, node: ir.Node, name: str) -> ir.Value | None:
         if node.inputs[0].name not in self.frames or len(node.outputs) > 1:
             return None
-        x = self.frames[node.inputs[0].name]
+        frames = self.frames[node.inputs[0].name]
+        # An activation directly behind a Conv is part of it: between them, a layer that writes integers would round once more.
+        x = self.over_time.get(frames.name, frames)
         y = self._add(node, node.op_type, [x, *node.inputs[1:]], shape_of(x), dict(node.attributes), name)
         y.producer().domain = node.domain
-        return y
+        return y if x is frames else self._time_to_frames(node, y, name, shape_of(frames), node.outputs[0].name)
 
     def _binary(self, node: ir.Node, name: str) -> ir.Value | None:
         """Two videos of one length, a video and what it is scaled by, or a video and a constant."""
@@ -293,10 +297,15 @@ class _Frames:
             "group": conv.group,
         }
         y = self._conv2d(node, name, moved, weight.reshape(*weight.shape[:2], conv.kernel[0], 1), bias, attributes, (n, o, t_out, h * w))
-        back = self._add(node, "Transpose", [y], (n, t_out, o, h * w), {"perm": [0, 2, 1, 3]}, f"{name}/time_first")
+        return self._time_to_frames(node, y, name, shape, node.outputs[0].name)
+
+    def _time_to_frames(self, node, y: ir.Value, name: str, shape, source: str) -> ir.Value:
+        """[n, c, t, h*w] as [n*t, c, h, w]."""
+        n, c, t, pixels = shape_of(y)
+        back = self._same(self._add(node, "Transpose", [y], (n, t, c, pixels), {"perm": [0, 2, 1, 3]}, f"{name}/time_first"), source)
+        self._same(y, source)
         frames = self._reshape(node, back, shape, f"{name}/frames")
-        for value in (y, back):
-            self._same(value, node.outputs[0].name)
+        self.over_time[frames.name] = y
         return frames
 
     def _tap(self, node, name: str, x: ir.Value, conv: _Conv, j: int, n: int, t_out: int, source: str) -> ir.Value:

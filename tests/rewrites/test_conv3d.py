@@ -164,6 +164,19 @@ def test_a_video_that_others_read_is_put_together_again(folder):
     assert "Conv" in op_counts(model)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_activations_stay_directly_behind_a_convolution_over_time(folder, batch):
+    """So an integer layer can take them in; turned in between, it would write signed values first and round twice."""
+    norm = nn.BatchNorm3d(8)
+    parts = {"a": nn.Conv3d(3, 6, (1, 3, 3), padding=(0, 1, 1)), "b": nn.Conv3d(6, 8, (3, 1, 1), (2, 1, 1), (1, 0, 0)), "c": nn.Conv3d(8, 8, (1, 3, 3)), "n": norm}
+    _, model = check(folder, Lambda(lambda m, x: m.c(F.leaky_relu(F.relu(m.b(F.relu(m.a(x)))))) * 2, **parts), (batch, 3, 5, 6, 7))
+    assert [node.inputs[0].producer().op_type for node in model.graph if node.op_type in ("Relu", "LeakyRelu")] == ["Conv", "Conv", "Relu"]
+    assert op_counts(model)["Transpose"] == 4  # in and out, and to time and back
+    both = Lambda(lambda m, x: F.relu(y := m.b(m.a(x))) + y, **parts)
+    _, model = check(folder, both, (batch, 3, 5, 6, 7))
+    assert op_counts(model)["Transpose"] == 5  # what others read too is turned both before and after
+
+
 def test_two_dimensional_layers_are_left_alone(folder):
     path = export(folder, Lambda(lambda m, x: m.c(x), c=nn.Conv2d(3, 4, 3)), (1, 3, 8, 8))
     model = graph.load(path)
