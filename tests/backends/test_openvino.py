@@ -478,3 +478,23 @@ def test_every_op_of_the_table_is_read_and_computed(tmp_path, op):
     got = backend.open(compiled(tmp_path, engine), TARGET, threads=1)(x)
     for name, difference in compare(simulated(engine, x), got).items():
         assert difference.within(1e-4), (op, name)
+
+
+def test_where_a_product_of_two_activations_comes_from_is_asked_of_a_deep_network_too(tmp_path):
+    """As deep as 18 blocks of attention are; every joint has two ways back, so asking each way again would never end."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    from edgekit.backends.openvino import layers, runtime
+
+    nodes, name = [], "x"
+    for i in range(1500):
+        nodes.append(helper.make_node("Add", [name, name], [f"y{i}"]))
+        name = f"y{i}"
+    nodes.append(helper.make_node("MatMul", [name, name], ["y"], name="product"))
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(nodes, "deep", [value("x", TensorProto.FLOAT, [1, 4, 4])], [value("y", TensorProto.FLOAT, [1, 4, 4])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "deep.onnx")
+    model = runtime().Core().read_model(tmp_path / "deep.onnx")
+    product = next(op for op in model.get_ops() if op.get_type_name() == "MatMul")
+    assert not any(layers._is_constant(port) for port in product.input_values())

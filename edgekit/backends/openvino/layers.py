@@ -136,9 +136,17 @@ def _down(op: ov.Node, executed: Mapping[str, Node]) -> Node | None:
 
 
 def _is_constant(port: ov.Output) -> bool:
-    """Whether a tensor is computed from constants only: a weight, its Q/DQ too."""
-    op = port.get_node()
-    return op.get_type_name() == "Constant" or (op.get_input_size() > 0 and all(_is_constant(before) for before in op.input_values()))
+    """Whether a tensor is computed from constants only: a weight, its Q/DQ too. No recursion: an activation has the whole network before it."""
+    waiting, seen = [port.get_node()], set()
+    while waiting:
+        op = waiting.pop()
+        if op.get_friendly_name() in seen or op.get_type_name() == "Constant":
+            continue
+        if not op.get_input_size():
+            return False
+        seen.add(op.get_friendly_name())
+        waiting += [before.get_node() for before in op.input_values()]
+    return True
 
 
 def _in_subgraph(node: Node, matmuls: Mapping[str, ov.Node], floating: str) -> dict[str, str]:
