@@ -97,7 +97,7 @@ def test_a_gate_may_name_the_data_sets_own_metric(workspace):
 def test_gates_are_the_metrics_that_exist_and_point_their_way():
     from edgekit.metrics import METRICS
 
-    assert {*METRICS, "int8_macs"} == set(GATES)
+    assert {*METRICS, "int8_macs", "agreement"} == set(GATES)
     for name, metric in METRICS.items():
         assert limits_of(name)[0] == ("max_increase" if metric.direction == "lower" else "max_decrease")
 

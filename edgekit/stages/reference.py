@@ -215,7 +215,7 @@ def _shorter(clip: Clip, n_frames: int, n_samples: int) -> Clip:
     """Fewer frames and samples than the window takes, cropped off centre and to another aspect, so that swapped axes show."""
     n, height, width = clip.frames.shape[:3]  # all 0 in a data set of sound
     top, left = height // 5, width // 3
-    kept = range(max(1, 2 * min(n, n_frames) // 3))
+    kept = range(min(n, max(1, 2 * min(n, n_frames) // 3)))
     audio = clip.audio[: max(1, 61 * min(len(clip.audio), n_samples) // 100)]
     shorter = _with_frames(clip, kept)
     frames = shorter.frames[:, top : max(top + 1, height - 2), left : max(left + 1, width - 1)]
