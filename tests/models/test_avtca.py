@@ -26,6 +26,12 @@ TINY = avtca.CONFIGS["tiny"]
 RELEASE = replace(TINY, variant="release", channel_order="bgr")
 
 
+
+def is_close(got: torch.Tensor, want: torch.Tensor) -> bool:
+    """Within 1e-5 of the largest value: sums over other shapes round otherwise, and random nets say tens."""
+    return got.shape == want.shape and bool((got - want).abs().max() <= 1e-5 * want.abs().max().clamp_min(1))
+
+
 def lively(module: nn.Module, seed: int = 3) -> nn.Module:
     """Weights under which signals neither die out nor treat all channels alike."""
     torch.manual_seed(seed)
@@ -209,7 +215,7 @@ def test_a_release_checkpoint_is_read_and_its_colours_turned(tmp_path):
     with torch.inference_mode():
         as_trained = model("release")(inputs["mfcc"], inputs["video"].flip(2))
         got = ours.eval()(**inputs)
-        assert torch.allclose(got, as_trained, atol=1e-5)
+        assert is_close(got, as_trained)
         assert (got - model("release")(**inputs)).abs().max() > 1e-2, "the colours mattered"
 
 
@@ -252,7 +258,7 @@ def test_the_flow_equals_the_whole(variant):
         expected = model(variant)(**inputs)[0].numpy()
     flow = avtca.flow(cfg)
     got = run_flow(flow, sessions, {name: value[0].numpy() for name, value in inputs.items()})
-    assert np.allclose(got["emotion"], expected, atol=1e-5)
+    assert is_close(torch.from_numpy(np.asarray(got["emotion"])), torch.as_tensor(np.asarray(expected)))
     assert runs_per_window(flow) == {"face": TINY.frames, "head": 1}
 
 
@@ -323,7 +329,7 @@ def test_training_reaches_every_weight_and_takes_encoded_frames():
     module.eval()
     with torch.inference_mode():
         whole = avtca.train_forward(module, batch)["emotion"]
-        assert torch.allclose(avtca.train_forward(module, avtca.encode(module, batch))["emotion"], whole, atol=1e-5)
+        assert is_close(avtca.train_forward(module, avtca.encode(module, batch))["emotion"], whole)
 
 
 @pytest.mark.parametrize("silent", ["mfcc", "video"])
@@ -332,7 +338,8 @@ def test_one_sample_of_a_modality_serves_all_of_the_other(silent):
     shared = {**batch, silent: batch[silent][:1]}
     repeated = {**batch, silent: batch[silent][:1].expand_as(batch[silent])}
     with torch.inference_mode():
-        assert torch.allclose(avtca.train_forward(model(), shared)["emotion"], avtca.train_forward(model(), repeated)["emotion"], atol=1e-5)
+        together, apart = (avtca.train_forward(model(), each)["emotion"] for each in (shared, repeated))
+    assert is_close(together, apart)
 
 
 def test_towers_train_each_encoder_alone():
