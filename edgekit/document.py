@@ -15,10 +15,10 @@ import types
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from edgekit.errors import RecipeError, UsageError
@@ -29,6 +29,10 @@ COMMAND_LINE = "command line"
 
 Place = tuple[str, int]  # (file, line from 1); line 0 means a whole file or the command line
 Location = tuple[str | int, ...]
+
+
+Text = Annotated[str, Field(min_length=1)]
+"""A text that is not empty, for fields of a schema."""
 
 
 class Schema(BaseModel):

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from edgekit import document
-from edgekit.document import Document, Schema
+from edgekit.document import Document, Schema, Text
 from edgekit.errors import RecipeError
 
 SCHEMA_PATH = Path(__file__).parent / "schemas" / "recipe.json"
@@ -26,7 +26,6 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-Text = Annotated[str, Field(min_length=1)]
 
 
 class Input(Schema):

@@ -12,10 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from edgekit import document
-from edgekit.document import Schema
+from edgekit.document import Schema, Text
 from edgekit.errors import RecipeError, TargetError
 
-Text = Annotated[str, Field(min_length=1)]
 Fact = str | int | float | bool | list[str] | list[int] | list[float] | None
 
 

@@ -186,6 +186,11 @@ def read_description(path: Path) -> Description:
     return description
 
 
+def keys(schema: type[document.Schema]) -> tuple[str, ...]:
+    """A loader's KEYS, from the schema of its YAML."""
+    return tuple(key for key in schema.model_fields if key not in ("dataset", "splits"))
+
+
 def metrics_of(dataset: Dataset) -> dict[str, Metric]:
     """The metrics that a data set suggests, as {name: Metric}.
 

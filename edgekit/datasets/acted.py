@@ -24,8 +24,8 @@ from pydantic import Field
 from edgekit import document
 from edgekit.artifact import sha256_of
 from edgekit.datasets import SPLITS, Clip, Description
-from edgekit.datasets.folder import Text, code_sha256, draw, resolved, sha256
-from edgekit.document import Schema
+from edgekit.datasets.folder import code_sha256, draw, resolved, sha256
+from edgekit.document import Schema, Text
 from edgekit.errors import DataError, RecipeError
 from edgekit.progress import track
 
@@ -56,11 +56,6 @@ class Acted(Schema):
     window_s: Annotated[float, Field(gt=0, le=600)] | None = Field(None, description="keep the picture of the first seconds, filled with black frames; null for the whole take")
     seed: int = Field(0, description="of all drawing: of splits, and of clips for splits that are numbers")
     metrics: tuple[Text, ...] | None = Field(None, description="names of metrics to report instead of the usual ones")
-
-
-def keys(schema: type[Acted]) -> tuple[str, ...]:
-    """A loader's KEYS."""
-    return tuple(key for key in schema.model_fields if key not in ("dataset", "splits"))
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,9 @@ from pydantic import Field
 
 from edgekit import document
 from edgekit.artifact import hash_file, sha256_of
-from edgekit.datasets import Clip, Description
-from edgekit.datasets.folder import draw, resolved
-from edgekit.document import Schema
+from edgekit.datasets import Clip, Description, keys
+from edgekit.datasets.folder import draw, resolved, text_of
+from edgekit.document import Schema, Text
 from edgekit.errors import DataError, RecipeError
 from edgekit.progress import track
 
@@ -58,13 +58,9 @@ _SEMANTICS = 1  # 1: frames without a label left out; sound from one sub-sequenc
 PARTITIONS = ("Train_Set", "Validation_Set", "Test_Set")
 INVALID = -5.0
 SHORTEST = 8  # frames with a label; what one sub-sequence shows to a model
-_MAX_TEXT_BYTES = 64 << 20
 _MAX_CACHED_BYTES = 128 << 20  # of decoded faces; a window of 512 takes 19 MB
 _SEGMENT = 31  # intervals between frames in one file of `segments`
 _HEADER = "valence,arousal"
-
-Text = Annotated[str, Field(min_length=1)]
-
 
 class AffWild2(Schema):
     """The YAML of a data set read by this loader. Folders are relative to `root`."""
@@ -90,7 +86,7 @@ class AffWild2(Schema):
     sample_rate_hz: Annotated[int, Field(ge=1000, le=768_000)] = Field(44_100, description="sound is resampled to this")
 
 
-KEYS = tuple(key for key in AffWild2.model_fields if key not in ("dataset", "splits"))
+KEYS = keys(AffWild2)
 
 
 @dataclass(frozen=True)
@@ -450,7 +446,7 @@ def _partition(place: _Place, annotated: dict[str, tuple[str, Path]], descriptio
 
 def _listed(path: Path, fold: str) -> dict[str, str]:
     try:
-        folds = json.loads(_text(path))
+        folds = json.loads(text_of(path))
     except (ValueError, RecursionError) as e:
         raise DataError(f"{path}: not JSON ({e})") from None
     if not isinstance(folds, dict) or not isinstance(folds.get(fold), dict):
@@ -508,7 +504,7 @@ def _count(counts: dict[str, int], what: str, n: int = 1) -> None:
 
 def _lines(path: Path) -> tuple[array, array, array, int]:
     """(numbers, valence, arousal) of the frames with a label, and the number of all frames; one line a frame."""
-    lines = _text(path).splitlines()
+    lines = text_of(path).splitlines()
     if not lines or lines[0].replace(" ", "").lower() != _HEADER:
         raise DataError(f"{path}:1: expected `{_HEADER}`, got `{lines[0][:60] if lines else ''}`")
     while lines and not lines[-1].strip():
@@ -558,7 +554,7 @@ def _stamps(place: _Place, base: str, n_frames: int) -> tuple[array, float]:
     if not (place.root / name).is_file():
         raise DataError(f"{place.root / name}: no time stamps of video `{base}`", "`mkvextract x.mkv timestamps_v2 0:x_video_ts.txt` writes them, or set `fps`")
     path = place.inside(name)
-    lines = _text(path).split("\n")
+    lines = text_of(path).split("\n")
     if not lines[0].startswith("#"):
         raise DataError(f"{path}:1: expected a header such as `# timestamp format v2`, got `{lines[0][:60]}`")
     while lines and not lines[-1].strip():
@@ -596,7 +592,7 @@ def _put(into: np.ndarray, samples: np.ndarray, at: int) -> None:
 
 def _csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, cells) of every row; columns beside those asked for are passed over."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text_of(path), newline=""), strict=True)
     try:
         header = [cell.strip() for cell in next(reader, [])]
         for column in columns:
@@ -621,17 +617,6 @@ def _number(text: str, where: str) -> float:
     if "_" in text or not math.isfinite(value):  # float() reads 1_0 as 10
         raise DataError(f"{where} is not a finite number: `{text[:60]}`")
     return value
-
-
-def _text(path: Path) -> str:
-    try:
-        if (size := path.stat().st_size) > _MAX_TEXT_BYTES:
-            raise DataError(f"{path}: {size} bytes, at most {_MAX_TEXT_BYTES} are read")
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path}: not UTF-8 text (byte {e.start})") from None
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read ({e.strerror})") from e
 
 
 def _hash(path: Path) -> str:

@@ -27,10 +27,10 @@ from pydantic import Field
 
 from edgekit import document
 from edgekit.artifact import sha256_of
-from edgekit.datasets import Clip, Description
-from edgekit.datasets.folder import Table, Text, draw, is_number, resolved, sha256
+from edgekit.datasets import Clip, Description, keys
+from edgekit.datasets.folder import Table, draw, is_number, resolved, sha256
 from edgekit.datasets.urbansound import Noise, NoiseSpec, open_noise
-from edgekit.document import Schema
+from edgekit.document import Schema, Text
 from edgekit.errors import DataError, RecipeError
 from edgekit.progress import track
 
@@ -60,7 +60,7 @@ class ChSims(Schema):
     seed: int = Field(0, description="of which clips a limit keeps")
 
 
-KEYS = tuple(key for key in ChSims.model_fields if key not in ("dataset", "splits"))
+KEYS = keys(ChSims)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from edgekit.datasets import Description, acted
+from edgekit.datasets import Description, acted, keys
 from edgekit.datasets.acted import Acted, Root, Take, TakeSplit
 from edgekit.datasets.cmu_mosi import NAME, number_of
-from edgekit.datasets.folder import Table, Text
+from edgekit.datasets.folder import Table
+from edgekit.document import Text
 from edgekit.errors import DataError, ToolMissing
 
 CLASSES = ("happy", "sad", "angry", "fearful", "disgust", "surprised")
@@ -45,7 +46,7 @@ class CmuMosei(Acted):
     label_mode: Literal["argmax"] = Field("argmax", description="one class a sentence: its strongest emotion")
 
 
-KEYS = acted.keys(CmuMosei)
+KEYS = keys(CmuMosei)
 
 
 @dataclass(frozen=True)

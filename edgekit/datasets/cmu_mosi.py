@@ -14,9 +14,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from edgekit.datasets import Description, acted
+from edgekit.datasets import Description, acted, keys
 from edgekit.datasets.acted import Acted, Root, Take, TakeSplit
-from edgekit.datasets.folder import Table, Text, is_number
+from edgekit.datasets.folder import Table, is_number
+from edgekit.document import Text
 
 MODES = {"train": "train", "valid": "calibration", "test": "test"}
 COLUMNS = ("video_id", "clip_id", "label", "mode")
@@ -31,7 +32,7 @@ class CmuMosi(Acted):
     text: Text | None = Field(None, description="folder of `<video_id>/<clip_id>.npy`, float32 [tokens, dim], relative to `root`")
 
 
-KEYS = acted.keys(CmuMosi)
+KEYS = keys(CmuMosi)
 
 
 def open_split(description: Description, split: str, limit: int | None, cache_root: Path) -> TakeSplit:

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from edgekit.datasets import Description, acted
+from edgekit.datasets import Description, acted, keys
 from edgekit.datasets.acted import Acted, Root, Take, TakeSplit
 from edgekit.errors import DataError
 
@@ -40,7 +40,7 @@ class Cremad(Acted):
     window_s: Annotated[float, Field(gt=0, le=600)] | None = Field(3.6, description="keep the picture of the first seconds, filled with black frames; null for the whole take")
 
 
-KEYS = acted.keys(Cremad)
+KEYS = keys(Cremad)
 
 
 def open_split(description: Description, split: str, limit: int | None, cache_root: Path) -> TakeSplit:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import file_digest
+from edgekit.datasets.folder import text_of
 from edgekit.errors import DataError, ResourceError, ToolMissing
 from edgekit.resize import resize_bilinear
 
@@ -38,7 +39,6 @@ _CASCADE = "haarcascade_frontalface_default.xml"
 _SETTINGS = {"scaleFactor": 1.1, "minNeighbors": 5}
 _SMALLEST = 10  # a face is at least the shorter side of the picture / 10
 _STORE_VERSION = 1  # 1: Haar on luma with its histogram equalized
-_MAX_CSV_BYTES = 64 << 20
 _SAME_FACE_IOU = 0.5
 _MARGIN = 0.1  # of the longer side of the box, on every side
 
@@ -98,7 +98,7 @@ def read_boxes(path: Path, n_frames: int, height: int, width: int) -> list[np.nd
     import numpy as np
 
     found: list[list[tuple[float, ...]]] = [[] for _ in range(n_frames)]
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text_of(path), newline=""), strict=True)
     try:
         header = tuple(cell.strip() for cell in next(reader, []))
         if header != COLUMNS:
@@ -268,17 +268,6 @@ def _row(cells: list[str], where: str, n_frames: int, height: int, width: int) -
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         raise DataError(f"{where}: box at {x:g}, {y:g} of {w:g} x {h:g} lies outside of the picture of {width} x {height}", "boxes are in pixels of the video")
     return frame, (x, y, w, h)
-
-
-def _text(path: Path) -> str:
-    try:
-        if (size := path.stat().st_size) > _MAX_CSV_BYTES:
-            raise DataError(f"{path}: {size} bytes, at most {_MAX_CSV_BYTES} are read")
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path}: not UTF-8 text (byte {e.start})") from None
-    except OSError as e:
-        raise DataError(f"{path}: cannot be read ({e.strerror})") from e
 
 
 def _cascade() -> tuple[Any, Path]:

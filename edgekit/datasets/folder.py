@@ -29,19 +29,16 @@ from pydantic import Field
 
 from edgekit import document
 from edgekit.artifact import file_digest, sha256_of
-from edgekit.datasets import SPLITS, Clip, Description
-from edgekit.document import Schema
+from edgekit.datasets import SPLITS, Clip, Description, keys
+from edgekit.document import Schema, Text
 from edgekit.errors import DataError, RecipeError
 from edgekit.progress import track
 
 _SEMANTICS = 1  # 1: float64 channel mean, resample_poly, half-to-even int16
-_MAX_CSV_BYTES = 64 << 20
+_MAX_TEXT_BYTES = 64 << 20
 _SPLIT_COLUMNS = ("split", "mode")  # looked for in this order; CH-SIMS says mode
 _LABELS = ("o", "a", "v")
 _FIELD = re.compile(r"\{([^{}:]+)(?::0?(\d{1,2}))?\}")
-
-Text = Annotated[str, Field(min_length=1)]
-
 
 class Folder(Schema):
     """The YAML of a data set read by this loader."""
@@ -67,7 +64,7 @@ class Folder(Schema):
     seed: int = Field(0, description="of the drawing of splits that are given as numbers")
 
 
-KEYS = tuple(key for key in Folder.model_fields if key not in ("dataset", "splits"))
+KEYS = keys(Folder)
 
 
 @dataclass(frozen=True)
@@ -176,14 +173,7 @@ class Table:
             self.path = resolved(root, self.real_root, name)
         except ValueError as e:
             raise DataError(f"{root / name}: the labels {e}", "their name is `csv` in the data set's YAML") from None
-        try:
-            if self.path.stat().st_size > _MAX_CSV_BYTES:
-                raise DataError(f"{self.path}: {self.path.stat().st_size} bytes, at most {_MAX_CSV_BYTES} are read")
-            text = self.path.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError as e:
-            raise DataError(f"{self.path}: not UTF-8 text (byte {e.start})", "save it as `CSV UTF-8`") from None
-        except OSError as e:
-            raise DataError(f"{self.path}: cannot be read ({e.strerror})") from None
+        text = text_of(self.path, "save it as `CSV UTF-8`")
         self.lines: list[tuple[int, dict[str, str]]] = []
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
@@ -218,6 +208,22 @@ class Table:
         for i, column in enumerate(self.columns):
             if column in self.columns[:i]:
                 raise self.error(1, f"column `{column}` is there twice")
+
+
+def text_of(path: Path, hint: str | None = None) -> str:
+    """A file's text, without its byte order mark.
+
+    Raises:
+        DataError: larger than any list of labels, not UTF-8 (with `hint`), or not readable.
+    """
+    try:
+        if (size := path.stat().st_size) > _MAX_TEXT_BYTES:
+            raise DataError(f"{path}: {size} bytes, at most {_MAX_TEXT_BYTES} are read")
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path}: not UTF-8 text (byte {e.start})", hint) from None
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror})") from e
 
 
 def resolved(root: Path, real_root: Path, name: str) -> Path:

@@ -22,9 +22,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from edgekit.datasets import Description, acted
+from edgekit.datasets import Description, acted, keys
 from edgekit.datasets.acted import Acted, Root, Take, TakeSplit
-from edgekit.datasets.folder import Table, Text, draw
+from edgekit.datasets.folder import Table, draw
+from edgekit.document import Text
 from edgekit.errors import DataError
 
 CLASSES = ("neutral", "happy", "sad", "angry")
@@ -45,7 +46,7 @@ class Iemocap(Acted):
     test_session: Annotated[int, Field(ge=1, le=5)] = Field(5, description="the session that tests")
 
 
-KEYS = acted.keys(Iemocap)
+KEYS = keys(Iemocap)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from edgekit.datasets import Description, acted
+from edgekit.datasets import Description, acted, keys
 from edgekit.datasets.acted import Acted, Root, Take, TakeSplit
-from edgekit.datasets.folder import Text, draw
+from edgekit.datasets.folder import draw
+from edgekit.document import Text
 from edgekit.errors import DataError
 
 CLASSES = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
@@ -52,7 +53,7 @@ class Ravdess(Acted):
     window_s: Annotated[float, Field(gt=0, le=600)] | None = Field(3.6, description="keep the picture of the first seconds, filled with black frames; null for the whole take")
 
 
-KEYS = acted.keys(Ravdess)
+KEYS = keys(Ravdess)
 
 
 class Name(NamedTuple):

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from edgekit.datasets.folder import Table, Text, is_number, resolved, sha256
-from edgekit.document import Schema
+from edgekit.datasets.folder import Table, is_number, resolved, sha256
+from edgekit.document import Schema, Text
 from edgekit.errors import DataError
 
 if TYPE_CHECKING:  # opening a set for `edgekit plan` must not wait for numpy
