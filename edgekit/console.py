@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgekit.build import Result
+from edgekit.formats import outputs_in
 from edgekit.plan import Plan
 from edgekit.recipe import GATES
 
@@ -107,7 +108,7 @@ def show_matrices(console: Console, matrices: list[dict[str, Any]]) -> None:
             macs = f"{row['coverage']['int8_macs']:.1%} {row['coverage']['grade']}"
             table.add_row(escape(row["name"].removeprefix(common)), number(row["metrics"][lead]), interval(row["int8_cost"][lead]), macs, megabytes(row["engine_bytes"]), share, latency, f"[{VERDICTS.get(row['verdict'], 'default')}]{row['verdict']}[/]")
         console.print(table)
-        for output in matrix["primary"].split(", "):
+        for output in outputs_in(matrix["primary"]):
             _show_agreement(console, output, matrix["agreement"][output], common)
 
 

@@ -48,6 +48,11 @@ def engines_of(flow: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(step["engine"] for step in flow["steps"]))
 
 
+def outputs_in(title: str) -> list[str]:
+    """The outputs that a report's `primary` names, such as `valence, arousal`; see `flow.title_of`."""
+    return title.split(", ")
+
+
 def read_json(path: Path) -> Any:
     """The JSON document at `path`.
 

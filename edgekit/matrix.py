@@ -20,7 +20,7 @@ from edgekit import backends
 from edgekit.build import Result
 from edgekit.compare import difference
 from edgekit.flow import run_flow
-from edgekit.formats import engines_of, read_json, write_json
+from edgekit.formats import engines_of, outputs_in, read_json, write_json
 from edgekit.page import document, esc, table
 from edgekit.timing import interleaved
 
@@ -125,11 +125,6 @@ def _latencies(group: list[_Built]) -> dict[str, float]:
     return {name: 1e3 * statistics.median(seconds) for name, seconds in interleaved(calls, RUNS, "latency here").items()}
 
 
-def primaries(matrix: Row) -> list[str]:
-    """The outputs that its metrics are taken on."""
-    return matrix["primary"].split(", ")
-
-
 def write(matrices: list[Row], folder: Path) -> None:
     """report.json and report.html in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +143,7 @@ def render(matrices: list[Row]) -> str:
     for i, m in enumerate(matrices):
         more = f" ({i + 1})" if len(matrices) > 1 else ""
         sections.append((f"targets-{i}", f"Targets{more}", _targets_table(m)))
-        outputs = sorted(m["agreement"], key=lambda output: output not in primaries(m))
+        outputs = sorted(m["agreement"], key=lambda output: output not in outputs_in(m["primary"]))
         sections += [(f"agreement-{i}-{k}", f"Agreement on {output}{more}", _heat(output, m["agreement"][output])) for k, output in enumerate(outputs)]
         sections.append((f"metrics-{i}", f"Every metric{more}", _metrics_table(m)))
     return document("Parity matrix", header, sections, footer="Numbers for machines are in <code>report.json</code>.")

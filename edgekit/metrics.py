@@ -50,6 +50,8 @@ class Metric:
     needs_varied_labels: bool = False
     labels_within: float | None = None
     """Labels beyond ± this would be clipped, and the score would be wrong."""
+    quantity: int | None = None
+    """Of a timeline: the one quantity that it is about, where it is not about all."""
     task: Task | None = "value"
     """None: a function of the user's, which takes labels and predictions of any task as they are."""
 
@@ -266,8 +268,8 @@ METRICS: dict[str, Metric] = {
         Metric("f1_macro", class_f1(weighted=False), "points", "higher", "macro F1", task="classes"),
         Metric("f1_weighted", class_f1(weighted=True), "points", "higher", "weighted F1", task="classes"),
         Metric("ccc", concordance(), "", "higher", "mean CCC", needs_varied_labels=True, task="timeline"),
-        Metric("ccc_valence", concordance(0), "", "higher", "CCC of valence", needs_varied_labels=True, task="timeline"),
-        Metric("ccc_arousal", concordance(1), "", "higher", "CCC of arousal", needs_varied_labels=True, task="timeline"),
+        Metric("ccc_valence", concordance(0), "", "higher", "CCC of valence", needs_varied_labels=True, quantity=0, task="timeline"),
+        Metric("ccc_arousal", concordance(1), "", "higher", "CCC of arousal", needs_varied_labels=True, quantity=1, task="timeline"),
         Metric("rmse", root_mean_square_error, "", "lower", "root mean square error", task="timeline"),
     )
 }

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgekit.formats import outputs_in
 from edgekit.page import WIDTH, axis_x, axis_y, document, esc, legend, scale, svg, table, ticks_of
 
 if TYPE_CHECKING:  # package renders again within seconds: numpy only where an array is touched
@@ -309,7 +310,7 @@ class _Page:
         if self.report.get("task") == "classes":
             return _confusion(p, self.report.get("classes") or [], self.report.get("agreement") or {})
         if self.report.get("task") == "timeline":
-            return _timelines(p, str(self.report.get("primary", "")).split(", "))
+            return _timelines(p, outputs_in(str(self.report.get("primary", ""))))
         everything = list(zip(p["label"], p["float"], p["artifact"], strict=True))
         step = math.ceil(len(everything) / MAX_POINTS)
         points = [point for point in everything[::step] if None not in point]
@@ -426,6 +427,9 @@ def _bars(slices: Sequence[Mapping[str, Any]], title: str, show: Callable[[float
     body = [axis_y(y, ticks_of(min(values), top, 4))]
     step = (WIDTH - 52) / len(slices)
     width = min(22.0, step / 3)
+    names = [_minus(s["value"])[:14] for s in slices]
+    # Where neighbours would touch, every second name stands a line lower.
+    lower = 13 if max(map(len, names)) * 6 > step else 0
     for i, s in enumerate(slices):
         centre = 48 + step * (i + 0.5)
         for row, offset in (("float", -width), ("artifact", 0.0)):
@@ -435,10 +439,10 @@ def _bars(slices: Sequence[Mapping[str, Any]], title: str, show: Callable[[float
         if s["low"] is not None and s["high"] is not None:
             at = centre + width / 2
             body.append(f'<line class="error" x1="{at:.1f}" x2="{at:.1f}" y1="{y(s["low"]):.1f}" y2="{y(s["high"]):.1f}"/>')
-        body.append(f'<text x="{centre:.1f}" y="{bottom + 16}" text-anchor="middle" class="small">{esc(_minus(s["value"])[:14])}</text><text x="{centre:.1f}" y="{bottom + 30}" text-anchor="middle" class="small faint">n {s["n"]}</text>')
-    body.append(legend((("float", "Float"), ("artifact", "INT8, 95 % interval")), 236))
+        body.append(f'<text x="{centre:.1f}" y="{bottom + 16 + lower * (i % 2)}" text-anchor="middle" class="small">{esc(names[i])}</text><text x="{centre:.1f}" y="{bottom + 30 + lower}" text-anchor="middle" class="small faint">n {s["n"]}</text>')
+    body.append(legend((("float", "Float"), ("artifact", "INT8, 95 % interval")), 236 + lower))
     said = "; ".join(f"{s['value']}: {_strip_tags(show(s['float']))} float, {_strip_tags(show(s['artifact']))} INT8" for s in slices)
-    return svg(244, title, said, "".join(body))
+    return svg(244 + lower, title, said, "".join(body))
 
 
 def coverage_chart(parts: Sequence[tuple[str, float, float]], title: str) -> str:

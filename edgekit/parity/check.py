@@ -276,9 +276,9 @@ class _Run:
 
     @staticmethod
     def _fitting(own: Mapping[str, Metric], task: Task) -> list[Metric]:
-        """The data set's metrics that are for this task; of several timelines' only those of each alone."""
+        """The data set's metrics that are for this task; each output stands alone here, so none that picks one of several."""
         chosen = [metric for metric in own.values() if metric.task in (task, None)] or [METRICS[name] for name in DEFAULTS[task]]
-        return [metric for metric in chosen if not metric.name.startswith("ccc_")]
+        return [metric for metric in chosen if metric.quantity is None]
 
     def _accumulators_by_name(self) -> list[str]:
         return [accumulator.names[0] for accumulator in self._accumulators]
@@ -301,6 +301,7 @@ class _Run:
     def slices(self, own: Mapping[str, Metric]) -> tuple[Slice, ...]:
         """Errors, and the first metric with the interval of its change, per bin of every tag."""
         rows = []
+        scored = {name: self._scored(name) for name in self._accumulators_by_name()}
         for tag in sorted({name for tags in self._tags for name in tags}):
             for value, _, _, membership in bins(tag, [tags.get(tag) for tags in self._tags]):
                 members = [i for i, is_member in enumerate(membership) if is_member]
@@ -310,7 +311,7 @@ class _Run:
                     powers = [accumulator.powers[i] for i in members]
                     sqnr = decibel(sum(p[0] for p in powers), sum(p[1] for p in powers))
                     is_within = all(p.is_within for p in points) and self._keeps_sqnr(accumulator, sqnr)
-                    rows.append(Slice(tag, value, len(members), name, float(np.max([p.max_abs for p in points])), sqnr, is_within, *self._worth(own, name, members)))
+                    rows.append(Slice(tag, value, len(members), name, float(np.max([p.max_abs for p in points])), sqnr, is_within, *self._worth(own, scored[name], members)))
         return tuple(rows)
 
     @staticmethod
@@ -319,13 +320,13 @@ class _Run:
         least = accumulator.tolerance.min_sqnr_db
         return least is None or sqnr_db >= least
 
-    def _worth(self, own: Mapping[str, Metric], name: str, members: list[int]) -> tuple[Any, ...]:
+    def _worth(self, own: Mapping[str, Metric], scored: tuple[Task, np.ndarray, np.ndarray, np.ndarray] | None, members: list[int]) -> tuple[Any, ...]:
         """(metric, A's, B's, 95 % interval of the change) of the first metric over some samples; nothing without labels."""
-        scored = self._scored(name)
         if scored is None or len(members) < 2:
             return ()
-        metric = self._fitting(own, scored[0])[0]
-        labels, a, b = (values[members] for values in scored[1:])
+        task, *columns = scored
+        metric = self._fitting(own, task)[0]
+        labels, a, b = (values[members] for values in columns)
         if metric.needs_varied_labels and not is_varied(labels):
             return ()
         _, low, high = paired_bootstrap(metric, labels, a, b)

@@ -62,6 +62,7 @@ def run(job: Job) -> None:
     sessions = {name: model.sessions() for name, model in models.items()}
 
     rows: dict[str, list] = {}
+    labels: dict[str, list] = {output: [] for output in pruned.flow["outputs"]}
     tags: list[dict[str, Any]] = []
     series: list[str] = []
     for clip_id in track(data.ids, "float reference"):
@@ -70,21 +71,20 @@ def run(job: Job) -> None:
         for name, model in models.items():
             for output, value in _predict(model, sessions[name], inputs, clip_id, name).items():
                 rows.setdefault(f"{name}/{output}", []).append(value)
-        labels = labels_of(pruned.preprocess, clip)
-        for output in pruned.flow["outputs"]:
-            rows.setdefault(f"label/{output}", []).append(labels.get(output))
+        known = labels_of(pruned.preprocess, clip)
+        for output, values in labels.items():
+            values.append(known.get(output))
         tags.append(dict(clip.tags))
         if hasattr(data, "series"):
             recording, first = data.series(clip_id)
             series.append(recording)
             moments = labels_of(pruned.preprocess, replace(clip, labels={"at": np.arange(len(clip.frames), dtype=np.float32)}))["at"]
             rows.setdefault("at", []).append(first + np.asarray(moments))
-    labelled = _labels(pruned.flow, data, {key: rows.pop(key) for key in [key for key in rows if key.startswith("label/")]})
     predictions = {key: np.asarray(values, np.float32) for key, values in rows.items()}
     if not is_pruned:
         predictions |= {key.replace("pruned/", "original/", 1): value for key, value in predictions.items() if key.startswith("pruned/")}
 
-    predictions |= labelled
+    predictions |= _labels(pruned.flow, data, labels)
     flow, truth = pruned.flow, scored(pruned.flow, predictions, "label/")
     golden, described = _golden(pruned, sessions["pruned"], data, truth.reshape(len(truth), -1).mean(axis=1))
     save_file(predictions, job.out / PREDICTIONS)
@@ -112,8 +112,8 @@ def run(job: Job) -> None:
     )
 
 
-def _labels(flow: dict[str, Any], data: Dataset, rows: dict[str, list]) -> Arrays:
-    """{"label/<output>": [clips, ...]} of the outputs that every clip has a label for.
+def _labels(flow: dict[str, Any], data: Dataset, labels: dict[str, list]) -> Arrays:
+    """{"label/<output>": [clips, ...]} of the outputs that every clip has a label for; `labels` has None where a clip lacks one.
 
     Raises:
         DataError: the data set's classes are not the model's, or a clip lacks the label of an output that the model is scored by.
@@ -130,14 +130,14 @@ def _labels(flow: dict[str, Any], data: Dataset, rows: dict[str, list]) -> Array
         return value is not None and bool(np.isfinite(value).all())
 
     for name in primaries(flow):
-        unlabelled = [i for i, value in zip(data.ids, rows[f"label/{name}"], strict=True) if not has(value)]
+        unlabelled = [i for i, value in zip(data.ids, labels[name], strict=True) if not has(value)]
         if unlabelled:
             raise DataError(
                 f"{data.source}: clip {unlabelled[0]} has no label `{name}`, nor have {len(unlabelled) - 1} others",
                 "the metrics are taken on the model's primary output, so every test clip needs its label",
             )
     # Other outputs are scored only where every clip has a label for them.
-    return {key: np.asarray(values, np.float32) for key, values in rows.items() if all(map(has, values))}
+    return {f"label/{name}": np.asarray(values, np.float32) for name, values in labels.items() if all(map(has, values))}
 
 
 def _predict(model: FloatModel, sessions: dict[str, Any], inputs: Arrays, clip_id: str, name: str) -> Arrays:

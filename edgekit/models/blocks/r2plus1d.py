@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .stages import add_stages
+
 
 def mid_width(c_in: int, c_out: int) -> int:
     """Channels between the halves with which both have about the weights of one 3x3x3 convolution."""
@@ -63,15 +65,7 @@ class R2Plus1D(nn.Module):
             spatial(3, mid, 7, 2), nn.BatchNorm3d(mid), nn.ReLU(inplace=True),
             temporal(mid, c_in, 1), nn.BatchNorm3d(c_in), nn.ReLU(inplace=True),
         )  # fmt: skip
-        for stage, width in enumerate(widths, 1):
-            layers = []
-            for block in range(blocks):
-                layers.append(BasicBlock(c_in, width, 2 if stage > 1 and block == 0 else 1))
-                c_in = width
-            setattr(self, f"layer{stage}", nn.Sequential(*layers))
-        for sub in self.modules():
-            if isinstance(sub, nn.Conv3d):
-                nn.init.kaiming_normal_(sub.weight, mode="fan_out", nonlinearity="relu")
+        add_stages(self, c_in, widths, blocks, BasicBlock)
 
     def forward(self, clip: Tensor) -> Tensor:
         """[n, 3, t, h, w] → [n, widths[-1], t/8, h/16, w/16], rounded up."""

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .stages import add_stages
+
 
 class BasicBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, stride: int):
@@ -43,16 +45,7 @@ class ResNet2D(nn.Module):
         self.conv1 = nn.Conv2d(1, stem, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        c_in = stem
-        for stage, width in enumerate(widths, 1):
-            layers = []
-            for block in range(blocks):
-                layers.append(BasicBlock(c_in, width, 2 if stage > 1 and block == 0 else 1))
-                c_in = width
-            setattr(self, f"layer{stage}", nn.Sequential(*layers))
-        for sub in self.modules():
-            if isinstance(sub, nn.Conv2d):
-                nn.init.kaiming_normal_(sub.weight, mode="fan_out", nonlinearity="relu")
+        add_stages(self, stem, widths, blocks, BasicBlock)
 
     def forward(self, mel: Tensor) -> Tensor:
         """[n, 1, bands, frames] → [n, widths[-1]]."""
