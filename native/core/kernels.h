@@ -15,6 +15,10 @@
 //
 //     y_re = gain[0][c] * sum_re + bias[0][c],   y = y > 0 ? y : slope * y,   int8: q = clamp(round_half_even(y * inv_scale), -127, 127)
 //
+// int8 rounds after every one of these operations (sums are exact, gain * sum and + bias are not fused, a NaN becomes -127), so all rows
+// agree bit for bit; hence -ffp-contract=off for every file in cpu/, GCC fuses intrinsics too. Cells and dense layers likewise:
+// (sum_x * scale_x + bias_x) + (sum_h * scale_h + bias_h). bf16 weights are rounded half to even when packed.
+//
 // Rules for the files that implement this: loops and intrinsics only, no std:: templates (the linker may keep one instruction
 // set's copy for everyone), nothing allocated, no globals. The reference (`*_ref.cpp`) is the definition and stays slow and plain.
 #ifndef EK_CORE_KERNELS_H
@@ -108,7 +112,7 @@ struct Cell {
   CellKind kind;
   int hidden;                    // rounded up to kLanes
   int n_segments;
-  int segment[16];               // rounded as the row needs it
+  const int* segment;            // [n_segments], rounded as the row needs it; in that memory, since a shallow net has hundreds of frequencies
   int items;
   const void* weights;
   const float *scale_x, *scale_h, *bias_x, *bias_h;
