@@ -34,6 +34,7 @@ DATASETS = {
     "synthetic_av": "edgekit.datasets.synthetic",
     "synthetic_emotion": "edgekit.datasets.synthetic",
     "synthetic_va": "edgekit.datasets.synthetic",
+    "synthetic_speech": "edgekit.datasets.synthetic",
     "ravdess": "edgekit.datasets.ravdess",
     "cremad": "edgekit.datasets.cremad",
     "iemocap": "edgekit.datasets.iemocap",
@@ -53,7 +54,8 @@ class Clip:
         audio: int16 [samples], mono.
         sample_rate_hz: of `audio`.
         labels: e.g. {"o": 0.4, "a": 0.1, "v": 0.6}, {"emotion": 3.0} (the index of a class), or one value
-            for every frame: {"valence": float32 [n], "arousal": float32 [n]}; finite.
+            for every frame: {"valence": float32 [n], "arousal": float32 [n]}; finite. Or sound without its
+            noise, sample by sample as `audio`: {"speech": float32 [samples], -1..1}.
         tags: what to slice results by, e.g. {"snr_db": 5.0, "voice": "f2"}.
         frame_ms: float64 [n], when each frame was taken, in ms from the start of `audio`; never falls.
             None: frame i is at 1000*i/fps.

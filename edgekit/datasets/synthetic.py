@@ -1,4 +1,4 @@
-"""The audio-visual emotion sets that ship: faces in step with emotional speech, in car noise.
+"""The sets that ship: faces in step with emotional speech, in car noise.
 
 `synthetic_av` (scene.py): clips of 3 s, 32 frames of 64×64 and 48 000 samples at 16 kHz. The labels
 are valences in [−1, 1]: `v` as shown by the face, `a` as heard in the voice, and `o`, the joint one,
@@ -6,6 +6,7 @@ in which the more intense of the two counts for more. Face and voice often disag
 so `o` needs both.
 `synthetic_emotion` (scene_emotion.py): one of eight classes, of which face and voice each leave two.
 `synthetic_va` (scene_va.py): valence and arousal for every frame of a longer clip.
+`synthetic_speech` (scene_speech.py): speech in car noise and the same speech without it; no pictures.
 
 People (a face and a voice each) and sentences belong to one split only. Clip `k` of a split
 depends on the seed, the split and `k` alone, so the first 128 of a split are the same clips
@@ -45,18 +46,21 @@ class World:
         version: bump when any byte of any clip changes; it enters cache keys.
         scene: module here with `make_clip(seed, split, k) -> Clip`. A name: `edgekit plan` opens
             sets for their digests, and must start without numpy.
+        waves: labels that are sound, float32 of int16 / 32768: kept as int16.
     """
 
     version: int
     scene: str
     metrics: tuple[str, ...]
     classes: tuple[str, ...] = ()
+    waves: tuple[str, ...] = ()
 
 
 WORLDS = {
     "synthetic_av": World(1, "scene", ("mae", "f1", "corr")),
     "synthetic_emotion": World(2, "scene_emotion", ("wa", "ua", "f1_macro"), EMOTIONS),
     "synthetic_va": World(2, "scene_va", ("ccc", "ccc_valence", "ccc_arousal")),
+    "synthetic_speech": World(1, "scene_speech", ("si_sdr", "stoi"), waves=("speech",)),
 }
 
 
@@ -102,6 +106,7 @@ class Synthetic:
         with np.load(path, allow_pickle=False) as stored:
             meta = json.loads(str(stored["meta"]))
             labels = {name: stored[f"label.{name}"] if value is None else value for name, value in meta["labels"].items()}
+            labels |= {name: np.float32(labels[name]) / np.float32(32768) for name in self.world.waves}
             return Clip(id, stored["frames"], meta["fps"], stored["audio"], meta["sample_rate_hz"], labels, meta["tags"])
 
     def _missing(self) -> list[int]:
@@ -162,17 +167,17 @@ def _generate(name: str, seed: int, split: str, indices: list[int], folder: Path
             process.stderr.close()
 
 
-def _write(name: str, seed: int, split: str, k: int, folder: Path) -> None:
+def _write(world: str, seed: int, split: str, k: int, folder: Path) -> None:
     import numpy as np
 
-    clip = importlib.import_module(f"edgekit.datasets.{WORLDS[name].scene}").make_clip(seed, split, k)
+    clip = importlib.import_module(f"edgekit.datasets.{WORLDS[world].scene}").make_clip(seed, split, k)
     series = {name: value for name, value in clip.labels.items() if isinstance(value, np.ndarray)}
     path = folder / f"{clip.id}.npz"
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             meta = {"fps": clip.fps, "sample_rate_hz": clip.sample_rate_hz, "labels": clip.labels | dict.fromkeys(series), "tags": clip.tags}
-            arrays = {f"label.{name}": value for name, value in series.items()}
+            arrays = {f"label.{name}": np.int16(value * 32768) if name in WORLDS[world].waves else value for name, value in series.items()}
             np.savez(file, frames=clip.frames, audio=clip.audio, meta=json.dumps(meta), **arrays)
         digest = hashlib.sha256(part.read_bytes()).hexdigest()
         part.replace(path)
