@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from . import spectrum
 from .errors import EdgekitError
 
 Session = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -23,7 +24,7 @@ def run_flow(
     inputs: Mapping[str, np.ndarray],
     tap: Tap | None = None,
 ) -> dict[str, np.ndarray]:
-    """Run every step of `flow` on one window.
+    """Run every step of `flow` on one window, with what the host does before and after the engines (spectra, see edgekit.spectrum).
 
     Args:
         flow: the content of flow.json.
@@ -45,6 +46,9 @@ def run_flow(
             raise EdgekitError(f"flow input `{name}` has shape {list(np.shape(inputs[name]))}, expected {list(want['shape'])}")
         tensors[name] = np.asarray(inputs[name], want["dtype"])
 
+    host = {step["step"]: step for step in flow.get("host_steps", [])}
+    if stft := host.get("stft"):
+        tensors[stft["give"]] = spectrum.before(stft, _tensor(tensors, stft["from"], "stft"))
     for step in flow["steps"]:
         engine = step["engine"]
         run = _stateful(flow, engine, sessions[engine], tap)
@@ -70,11 +74,13 @@ def run_flow(
             tensors[name] = np.stack(collected[port])
         for port, name in step.get("give", {}).items():  # of the last run
             tensors[name] = _without_batch(outputs[port], engine, port)
+    if istft := host.get("masked_istft"):
+        tensors[istft["give"]] = spectrum.after(istft, _tensor(tensors, istft["spectrum"], "masked_istft"), _tensor(tensors, istft["masks"], "masked_istft"))
     return {name: _tensor(tensors, name, "flow outputs") for name in flow["outputs"]}
 
 
 def task_of(flow: Mapping[str, Any]) -> str:
-    """What the primary output is: "value" (one number a window), "classes" (a score for each class) or "timeline" (numbers over time)."""
+    """What the primary output is: "value" (one number a window), "classes" (a score for each class), "timeline" (numbers over time) or "speech" (a wave)."""
     return flow.get("task", "value")
 
 
@@ -90,7 +96,7 @@ def title_of(flow: Mapping[str, Any]) -> str:
 
 
 def scored(flow: Mapping[str, Any], tensors: Mapping[str, np.ndarray], row: str = "") -> np.ndarray:
-    """What the metrics of the flow's task take, clips first: [n], [n, C] or [n, T, D] with the D outputs in their order.
+    """What the metrics of the flow's task take, clips first: [n], [n, C], [n, samples] or [n, T, D] with the D outputs in their order.
 
     Args:
         tensors: {row + output: [n, ...]}, or labels by the same names.

@@ -52,3 +52,14 @@ def softmax_divergence(p: Tensor, q: Tensor) -> Tensor:
     """KL(P||Q) + KL(Q||P) of softmax distributions over the entries: [n, d] twice → [n]."""
     log_p, log_q = p.log_softmax(1), q.log_softmax(1)
     return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(1)
+
+
+def si_snr(estimate: Tensor, clean: Tensor) -> Tensor:
+    """Scale-invariant signal-to-noise ratio in dB: [n, samples] twice → [n].
+
+    t = <e, s> s / (|s|^2 + eps), 10 log10(|t|^2 / (|e - t|^2 + eps) + eps), eps = 1e-8; means stay, as in DCCRN's code. Source: Hu et al. 2020.
+    """
+    scale = (estimate * clean).sum(-1, keepdim=True) / (clean.square().sum(-1, keepdim=True) + 1e-8)
+    target = scale * clean
+    ratio = target.square().sum(-1) / ((estimate - target).square().sum(-1) + 1e-8)
+    return 10 * (ratio + 1e-8).log10()

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MODALITIES = {"both": (), "audio": ("video",), "video": ("audio", "features")}  # → sources of the inputs that are silenced
+SOUND = 1000  # values over time from which on they are samples of sound
 Loss = Callable[[dict[str, "Tensor"], dict[str, "Tensor"]], "Tensor"]
 
 
@@ -180,6 +181,7 @@ def train(
     names: Iterable[str] | None = None,
     loss: Loss | None = None,
     augmented: Callable | None = augment,
+    remix: Callable | None = None,
 ) -> nn.Module:
     """Train `module` in place and return it in eval mode. A run that was killed goes on where it stood.
 
@@ -190,6 +192,7 @@ def train(
         names: the inputs that `forward` reads; all of the bank's by default.
         loss: (outputs, all labels) → scalar; by default the L1 distance of every output that has a label.
         augmented: (batch, generator) → batch, drawn anew for every batch; None for none.
+        remix: (batch, labels, generator) → (batch, labels), in place of `augmented` where the labels change too.
 
     Raises:
         DataError: the clips have no label that `forward` predicts, or the loss is not finite; the
@@ -219,7 +222,9 @@ def train(
         order = torch.randperm(len(bank), generator=generator)
         batches = track(bank.batches(schedule.batch, order, heard), f"{what}, epoch {epoch + 1} of {schedule.epochs}", steps_per_epoch)
         for i, (inputs, labels) in enumerate(batches):
-            if augmented is not None:
+            if remix is not None:
+                inputs, labels = remix(inputs, labels, generator)
+            elif augmented is not None:
                 inputs = augmented({k: inputs[k] for k in heard}, generator) | bank.constants
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr_at(epoch * steps_per_epoch + i, steps)
@@ -276,10 +281,10 @@ def _save_state(path: Path, state: dict) -> None:
 
 def finetune(
     module: nn.Module, teacher: nn.Module | None, forward: Callable, dataset: Dataset, preprocess_spec: dict, schedule: Schedule, scratch: Path,
-    loss: Loss | None = None, augmented: Callable | None = augment,
+    loss: Loss | None = None, augmented: Callable | None = augment, remix: Callable | None = None,
 ):  # fmt: skip
     """Recover a pruned module's accuracy; see `train`."""
-    return train(module, forward, ClipBank(dataset, preprocess_spec), schedule, scratch, teacher, what="fine-tune", loss=loss, augmented=augmented)
+    return train(module, forward, ClipBank(dataset, preprocess_spec), schedule, scratch, teacher, what="fine-tune", loss=loss, augmented=augmented, remix=remix)
 
 
 def predict(
@@ -298,7 +303,8 @@ def predict(
 
 
 def watched(predicted: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, float]:
-    """How good predictions are, for a look while training: mean absolute error of a number, share of right classes in %, CCC over time."""
+    """How good predictions are, for a look while training: mean absolute error of a number, share of right classes in %, CCC over time, SI-SNR of sound in dB."""
+    from .losses import si_snr
     from .metrics import METRICS, class_accuracy
 
     found = {}
@@ -308,6 +314,8 @@ def watched(predicted: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> di
             found[name] = float(np.abs(got.clip(-1, 1) - want).mean()) if np.abs(want).max() <= 1 else float(np.abs(got - want).mean())
         elif want.ndim == 1:
             found[name] = float(class_accuracy(want, got.argmax(axis=1)))
+        elif want.shape[1] >= SOUND:
+            found[name] = float(si_snr(predicted[name], labels[name]).mean())
         else:
             found[name] = METRICS["ccc"](want[..., None], got[..., None])
     return {name: round(found[name], 4) for name in sorted(found)}
@@ -390,7 +398,7 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
             rows = [*(known for known in _read_log(folder) if known["epoch"] < epoch), row]
             (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-        train(module, forward, bank, schedule, folder, after_epoch=after_epoch, what=what, names=names, loss=loss, augmented=augmented)
+        train(module, forward, bank, schedule, folder, after_epoch=after_epoch, what=what, names=names, loss=loss, augmented=augmented, remix=getattr(definition, "remix", None) if augmented is not None else None)
         log.extend(_read_log(folder))
 
     for name, row in phases.items():

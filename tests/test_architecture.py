@@ -28,13 +28,14 @@ LAYERS = (
     ("datasets",),
     ("qdq",),
     ("rewrites", "qdq_loop"),
-    ("graph", "flow", "compare", "metrics", "losses", "report", "timing", "slices"),
+    ("graph", "flow", "compare", "metrics", "losses", "ops", "report", "timing", "slices"),
     ("quant",),
     ("formats",),
     ("recipe", "target", "cache", "bundle", "tools"),
     ("document",),
     ("artifact",),
-    ("progress", "page", "plugins", "resize"),
+    ("native",),
+    ("progress", "page", "plugins", "resize", "spectrum", "native_format"),
     ("errors",),
 )
 RANK = {name: -row for row, names in enumerate(LAYERS) for name in names}

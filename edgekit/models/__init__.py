@@ -20,6 +20,7 @@ and, if it likes,
     for_training(module) -> module       laid out for the fastest training
     loss(outputs, labels) -> scalar      by default the L1 distance; outputs may hold more while training, for auxiliary heads
     augment(batch, generator) -> batch   by default mirrored, shifted and relit video and shifted sound
+    remix(batch, labels, generator) -> (batch, labels)   in place of `augment`, where the labels change too
     towers(module) -> {name: module}     encoders that may be trained alone first: `source` (a flow input) and forward(batch) -> outputs
     encode(module, batch) -> batch       what the encoders give, for `frozen_encoders`; train_forward takes either
 
@@ -46,6 +47,8 @@ MODELS = {
     "attsf": "edgekit.models.attsf",
     "aver": "edgekit.models.aver",
     "avtca": "edgekit.models.avtca",
+    "dccrn": "edgekit.models.dccrn",
+    "dccrnpp": "edgekit.models.dccrnpp",
     "jca": "edgekit.models.jca",
     "leader_follower": "edgekit.models.leader_follower",
     "mhlt": "edgekit.models.mhlt",
@@ -56,6 +59,8 @@ CONFIG_NAMES = {
     "attsf": ("default", "ravdess_l2", "ravdess_gat", "iemocap", "iemocap_text", "mosi", "small", "small_l2", "small_gat", "tiny"),
     "aver": ("default", "release", "paper", "small", "tiny"),
     "avtca": ("default", "release", "cremad", "mosei", "small", "tiny"),
+    "dccrn": ("default", "default_causal", "default_chunk", "half", "half_chunk", "tiny", "tiny_causal", "tiny_chunk"),
+    "dccrnpp": ("default", "default_causal", "half", "half_causal", "half_causal_chunk", "tiny", "tiny_causal"),
     "jca": ("default", "release", "small", "tiny"),
     "leader_follower": ("default", "release", "release_valence", "release_arousal", "small", "tiny"),
     "mhlt": ("default", "small", "tiny"),

@@ -162,15 +162,16 @@ def labels_of(spec: dict[str, Any], clip: Clip) -> dict[str, float | np.ndarray]
 
     Returns:
         {name: number, or float32 [T] at the frames that the outputs stand for}: the last frame of every
-        sub-sequence, or else all frames that `video` shows.
+        sub-sequence, or else all frames that `video` shows. A model of sound alone has labels that are sound, such as
+        the speech in `wave`: float32 [S], cut and padded as `wave` is.
 
     Raises:
-        DataError: a label over time has not one value for every frame, or there is no `video` to choose frames by.
+        DataError: a label over time has not one value for every frame (every sample, of sound).
     """
     check_spec(spec)
     over_time = [name for name, value in clip.labels.items() if np.ndim(value)]
     if over_time and "video" not in spec:
-        raise DataError(f"clip {clip.id}: label `{over_time[0]}` is over time, but the model takes no `video` to choose frames by")
+        return {name: _sound(spec, clip, name) if name in over_time else float(value) for name, value in clip.labels.items()}
     chosen = picture.output_frames(spec["video"], clip) if over_time else None
     labels: dict[str, float | np.ndarray] = {}
     for name, value in clip.labels.items():
@@ -178,6 +179,17 @@ def labels_of(spec: dict[str, Any], clip: Clip) -> dict[str, float | np.ndarray]
             raise DataError(f"clip {clip.id}: label `{name}` is {picture.describe(value)}, expected one value for each of {len(clip.frames)} frames")
         labels[name] = np.float32(value)[chosen] if name in over_time else float(value)
     return labels
+
+
+def _sound(spec: dict[str, Any], clip: Clip, name: str) -> np.ndarray:
+    value, samples = clip.labels[name], spec.get("audio", {}).get("samples")
+    if samples is None or np.shape(value) != np.shape(clip.audio):
+        raise DataError(
+            f"clip {clip.id}: label `{name}` is {picture.describe(value)}, the sound has {len(clip.audio)} samples",
+            "without `video`, a label over time is sound: one value for every sample",
+        )
+    kept = np.float32(value)[:samples]
+    return np.concatenate([kept, np.zeros(samples - len(kept), np.float32)])
 
 
 def window(spec: dict[str, Any]) -> tuple[int, int]:

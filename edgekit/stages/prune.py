@@ -212,5 +212,5 @@ def _finetuned(job: Job, original: FloatModel, pruned: nn.Module, teacher: nn.Mo
 
 def _own(original: FloatModel) -> dict[str, Any]:
     """How the model says that it is trained, where it does."""
-    named = {"loss": "loss", "augmented": "augment"}
+    named = {"loss": "loss", "augmented": "augment", "remix": "remix"}
     return {argument: getattr(original.model, name) for argument, name in named.items() if hasattr(original.model, name)}
