@@ -17,6 +17,7 @@ and, if it likes,
 
     OPTIONAL_KEYS                        weights that a checkpoint may lack
     UNPRUNABLE                           {layer: why}
+    balance(module)                      rescale channels of a loaded module, exactly, so that one scale fits a whole tensor
     for_training(module) -> module       laid out for the fastest training
     loss(outputs, labels) -> scalar      by default the L1 distance; outputs may hold more while training, for auxiliary heads
     augment(batch, generator) -> batch   by default mirrored, shifted and relit video and shifted sound

@@ -283,6 +283,39 @@ def normalize_keys(state: Mapping[str, Tensor], cfg: Config) -> dict[str, Tensor
     return found
 
 
+def balance(module: DCCRN) -> None:
+    """Rescale every complex channel by a power of two such that all channels of a layer reach about as far. Computes the same numbers, to the last bit.
+
+    A tensor is quantized with one scale, so a channel that is 30 times weaker than its strongest neighbour would be left with 8 of
+    255 values. PReLU keeps positive factors, and what reads a channel can undo them: here a batch norm makes 1/s of it, and the
+    columns that read it become s times as large. How far it reaches follows from the batch norm: |shift| + 3 |gain|.
+    """
+    readers: dict[str, list[tuple[Tensor, int, int, int]]] = {}  # layer → (weight, axis, where the columns start, columns a channel)
+    depth, rows = len(module.encoder), module.rows
+    before = [module.enhance[-1].r_trans.out_features // rows, *(layer[0].real_conv.out_channels for layer in module.decoder[:-1])]
+    for k in range(depth):
+        skip = module.decoder[depth - 1 - k][0]
+        found = [(conv.weight, 0, before[depth - 1 - k], 1) for conv in (skip.real_conv, skip.imag_conv)]
+        if k + 1 < depth:
+            found += [(conv.weight, 1, 0, 1) for conv in (module.encoder[k + 1][0].real_conv, module.encoder[k + 1][0].imag_conv)]
+        else:
+            found += [(value, 1, 0, rows) for net in module.enhance[0].nets for name, value in net.named_parameters() if name.startswith("weight_ih")]
+        readers[f"encoder.{k}"] = found
+        if k + 1 < depth:
+            after = module.decoder[k + 1][0]
+            readers[f"decoder.{k}"] = [(conv.weight, 0, 0, 1) for conv in (after.real_conv, after.imag_conv)]
+    with torch.no_grad():
+        for path, found in readers.items():
+            norm = module.get_submodule(path)[1]
+            reach = (norm.bias.abs() + 3 * norm.weight.abs()).unflatten(0, (2, -1)).amax(0).clamp_min(1e-6)
+            factor = (reach / reach.amax()).log2().round().clamp_min(-8).exp2()
+            for value in (norm.weight, norm.bias):
+                value /= factor.repeat(2)
+            for weight, axis, start, width in found:
+                columns = weight.narrow(axis, start, len(factor) * width)
+                columns *= factor.repeat_interleave(width).view([-1 if a == axis else 1 for a in range(weight.dim())])
+
+
 # --- engines ---
 
 

@@ -22,6 +22,7 @@ from .dccrn import (  # the model protocol
     TINY,
     UNPRUNABLE,
     Config,
+    balance,
     build,
     engines,
     flow,
@@ -36,7 +37,7 @@ from .dccrn import (  # the model protocol
 )
 
 __all__ = [
-    "CONFIGS", "Config", "OPTIONAL_KEYS", "UNPRUNABLE", "build", "engines", "flow", "fold", "for_training", "io_spec", "loss", "normalize_keys", "preprocess_spec",
+    "CONFIGS", "Config", "OPTIONAL_KEYS", "UNPRUNABLE", "balance", "build", "engines", "flow", "fold", "for_training", "io_spec", "loss", "normalize_keys", "preprocess_spec",
     "prune_groups", "remix", "towers", "train_forward",
 ]  # fmt: skip
 

@@ -56,6 +56,8 @@ def run(job: Job) -> None:
     module = definition.fold(definition.build(config)).eval()
     state = definition.normalize_keys(checkpoint.read_state(path), config)
     unused = checkpoint.load_into(module, state, path, getattr(definition, "OPTIONAL_KEYS", ()))
+    if hasattr(definition, "balance"):
+        definition.balance(module)
     if unused and "code" in job.files:
         raise CheckpointError(f"{path}: `{name}` has no use for {len(unused)} of the weights, first `{unused[0]}`", "check `load.config`; or rename and drop keys in `normalize_keys` of a whole definition")
     provenance: dict[str, Any] = {"checkpoint_sha256": source.digest(), "unused_keys": unused}
