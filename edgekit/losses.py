@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -63,3 +64,40 @@ def si_snr(estimate: Tensor, clean: Tensor) -> Tensor:
     target = scale * clean
     ratio = target.square().sum(-1) / ((estimate - target).square().sum(-1) + 1e-8)
     return 10 * (ratio + 1e-8).log10()
+
+
+def band_loss(
+    estimate: Tensor, clean: Tensor, *, band_hz: tuple[float, float] = (1000.0, 3000.0), weights: Tensor | None = None,
+    sample_rate_hz: int = 16_000, win_length: int = 400, hop_length: int = 100, n_fft: int = 512,
+) -> Tensor:  # fmt: skip
+    """Squared error of the spectrum in one band, where wind is loud: [n, samples] twice → [n].
+
+    Mean over the frames and the band's bins k (both ends included) of weight[k] * (dRe^2 + dIm^2), on DCCRN's own short-time
+    spectrum (see spectrum.py), without normalization. With the defaults: 65 bins 32 to 96 of 31.25 Hz.
+
+    Args:
+        weights: [bins of the band]; by default each bin's frequency in kHz, 1.0 to 3.0.
+
+    Source: the DCCRN++ of MHLT's paper, Eq. 14, which leaves norm and scale open.
+    """
+    import torch
+    from torch.nn import functional
+
+    first, last = math.ceil(band_hz[0] * n_fft / sample_rate_hz), math.floor(band_hz[1] * n_fft / sample_rate_hz)
+    if weights is None:
+        weights = torch.arange(first, last + 1, device=clean.device) * (sample_rate_hz / n_fft / 1000)
+    pad = win_length - hop_length
+    frames = functional.pad(estimate - clean, (pad, pad)).unfold(-1, win_length, hop_length)
+    window = torch.hann_window(win_length, device=clean.device)
+    apart = torch.fft.rfft(frames * window, n_fft)[..., first : last + 1]  # the transform is linear: of the difference
+    return (weights * (apart.real.square() + apart.imag.square())).mean((-2, -1))
+
+
+def sync_loss(lips: Tensor, sound: Tensor) -> Tensor:
+    """1 - cosine of what two frozen encoders make of moving lips and of the speech that goes with them: [n, d] twice → [n].
+
+    Source: SyncNet (Chung and Zisserman 2016), as DCCRN++ names it: 5 frames at 25 fps go with 0.2 s of sound.
+    """
+    from torch.nn import functional
+
+    return 1 - functional.cosine_similarity(lips, sound, dim=-1)
