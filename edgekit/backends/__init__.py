@@ -11,6 +11,7 @@ A backend is a module, cheap to import, with
     install_hint(missing) -> str                optional: the command that installs what versions() lacks
     simulates(target) -> bool                   optional, with EXECUTES: what runs here computes the artifact's integers, but is not the artifact
     placement(folder, engine, target) -> {node: unit}   optional: which unit of the device runs a layer, such as npu or cpu
+    flow(graph_flow) -> flow                    optional: the artifact's flow, where its one engine computes the whole flow of the graphs
     open_deployed(folder, target, threads=None) optional: as the device runs it, where that is not the parity session
 
 `target` is `Target.spec()`. A session is called with {input: array} and gives {output: array}, batch 1
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from edgekit.quant import Range
 
 BACKENDS = {
+    "native": "edgekit.backends.native",
     "onnxruntime": "edgekit.backends.onnxruntime",
     "openvino": "edgekit.backends.openvino",
     "tensorrt": "edgekit.backends.tensorrt",

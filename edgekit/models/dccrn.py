@@ -9,9 +9,9 @@ and is the same as one real convolution with [[W_r, -W_i], [W_i, W_r]], which is
 published network drops its first frame of output and so sees one frame ahead: `look_ahead` frames late in all, one a layer;
 without `look_ahead` it drops the last one and adds no delay.
 
-Engine `step` takes T new frames (T = 1 unless the configuration says `chunk`) and its states: the last input of every layer, those
+Engine `denoiser` takes T new frames (T = 1 unless the configuration says `chunk`) and its states: the last input of every layer, those
 frames of the encoders that the decoders are late for, and h and c of the recurrent nets. With a bidirectional GRU nothing can be
-carried from chunk to chunk, and engine `chunk` takes a whole window at once.
+carried from chunk to chunk, and the engine takes a whole window at once.
 
 Source: Hu et al. 2020, arXiv 2008.00264; `huyanxin/DeepComplexCRN:dc_crn.py`, whose keys a checkpoint may have.
 """
@@ -31,7 +31,7 @@ from ..formats import Engine, State
 from ..spectrum import Stft
 from .groups import Axis, Group, Slice, channel_step
 
-OUTPUT = "speech"
+ENGINE, OUTPUT = "denoiser", "speech"
 KERNEL, STRIDE = (5, 2), (2, 1)  # (frequency, time)
 
 
@@ -76,7 +76,7 @@ class Config:
 
     @property
     def delay(self) -> int:
-        """Frames by which the masks of engine `step` come late."""
+        """Frames by which the masks of a stream come late."""
         return len(self.channels) if self.look_ahead and not self.is_bidirectional else 0
 
     @property
@@ -167,9 +167,7 @@ class ComplexRnn(nn.Module):
         n = len(x_r)
         both = torch.cat([x_r, x_i])
         (r, _), (i, _) = (net(both) for net in self.nets)
-        return self.projected(r[:n] - i[n:], r[n:] + i[:n])
-
-    def projected(self, y_r: Tensor, y_i: Tensor) -> tuple[Tensor, Tensor]:
+        y_r, y_i = r[:n] - i[n:], r[n:] + i[:n]
         return (self.r_trans(y_r), self.i_trans(y_i)) if hasattr(self, "r_trans") else (y_r, y_i)
 
 
@@ -330,14 +328,12 @@ class Frames(nn.Module):
         super().__init__()
         self.frames, self.look_ahead, self.rows = frames, model.look_ahead, model.rows
         self.encoder = nn.ModuleList(_encoder(layer, frames) for layer in model.encoder)
-        self.enhance = model.enhance
+        self.enhance = nn.ModuleList(Recurrent(layer) for layer in model.enhance)
         self.decoder = nn.ModuleList()
         width = model.enhance[-1].r_trans.out_features // model.rows  # complex channels that reach the first decoder
         for layer, source in zip(model.decoder, reversed(model.encoder), strict=True):
             self.decoder.append(Decoder(layer, width, source[0].real_conv.out_channels, frames))
             width = layer[0].real_conv.out_channels
-        self.depth = len(self.encoder)
-        self.kind = model.enhance[0].kind
 
     def forward(self, frame: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """[1, 2, bins] or, of several frames, [1, 2, bins, T] and the states in the order of `states()` → the mask, then the new states."""
@@ -350,7 +346,7 @@ class Frames(nn.Module):
             skips.append(x)
         x_r, x_i = (part.permute(0, 3, 1, 2).flatten(2) for part in x.chunk(2, 1))  # [1, T, c*f]
         for layer in self.enhance:
-            x_r, x_i, kept = self._recurrent(layer, x_r, x_i, given)
+            x_r, x_i, *kept = layer(x_r, x_i, *(next(given) for _ in range(layer.n_states)))
             new += kept
         x = torch.cat([part.unflatten(2, (part.shape[2] // self.rows, self.rows)).permute(0, 2, 3, 1) for part in (x_r, x_i)], 1)
         for k, (layer, skip) in enumerate(zip(self.decoder, reversed(skips), strict=True)):
@@ -362,20 +358,6 @@ class Frames(nn.Module):
             new.append(last)
         return (x.squeeze(3) if self.frames == 1 else x, *new)
 
-    def _recurrent(self, layer: ComplexRnn, x_r: Tensor, x_i: Tensor, given) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Both nets on both parts, four runs with four states, so that every run is an ordinary one of batch 1."""
-        y, kept = {}, []
-        for name, net in zip("ri", layer.nets, strict=True):
-            for part, x in (("r", x_r), ("i", x_i)):
-                if self.kind == "lstm":
-                    y[name + part], (h, c) = net(x, (next(given), next(given)))
-                    kept += [h, c]
-                else:
-                    y[name + part], h = net(x, next(given))
-                    kept.append(h)
-        y_r, y_i = layer.projected(y["rr"] - y["ii"], y["ri"] + y["ir"])
-        return y_r, y_i, kept
-
     def states(self, bins: int) -> dict[str, tuple[int, ...]]:
         """{name: shape}, in the order of forward's arguments."""
         found, f = {}, bins
@@ -383,9 +365,8 @@ class Frames(nn.Module):
             found[f"enc{k}"] = (1, layer.c_in, f, 1)
             f //= 2
         for k, layer in enumerate(self.enhance):
-            hidden = layer.nets[0].hidden_size
             for run in ("rr", "ri", "ir", "ii"):
-                found |= {f"{part}{k}_{run}": (1, 1, hidden) for part in (("h", "c") if self.kind == "lstm" else ("h",))}
+                found |= {f"{part}{k}_{run}": (1, 1, layer.hidden) for part in layer.parts}
         for k, layer in enumerate(self.decoder):
             if self.look_ahead and k:
                 found[f"skip{k}"] = (1, 2 * layer.c_skip, f, k)
@@ -394,9 +375,40 @@ class Frames(nn.Module):
         return found
 
 
+class Recurrent(nn.Module):
+    """One complex recurrent layer: both nets on both parts, four runs with four states, so that every run is an ordinary one of batch 1."""
+
+    def __init__(self, layer: ComplexRnn):
+        super().__init__()
+        self.real, self.imag = layer.nets
+        self.hidden, self.parts = layer.nets[0].hidden_size, "hc" if layer.kind == "lstm" else "h"
+        self.n_states = 4 * len(self.parts)
+        if hasattr(layer, "r_trans"):
+            self.r_trans, self.i_trans = layer.r_trans, layer.i_trans
+
+    def forward(self, x_r: Tensor, x_i: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """[1, T, d] twice and the states of runs R(r), R(i), I(r), I(i) → both outputs, then the new states. Without states: from zero, none given back."""
+        given, runs, new = iter(states), [], []
+        for net in (self.real, self.imag):
+            for x in (x_r, x_i):
+                before = [next(given) for _ in self.parts] if states else []
+                y, after = net(x, tuple(before) if len(before) > 1 else before[0]) if states else net(x)
+                runs.append(y)
+                new += (after if isinstance(after, tuple) else [after]) if states else []
+        rr, ri, ir, ii = runs
+        y_r, y_i = rr - ii, ri + ir
+        if hasattr(self, "r_trans"):
+            y_r, y_i = self.r_trans(y_r), self.i_trans(y_i)
+        return (y_r, y_i, *new)
+
+
 def _join(last: Tensor, x: Tensor, frames: int) -> Tensor:
     """Frame by frame, the frame before and the frame itself: side by side as channels where there is one, else along time."""
     return torch.cat([last, x], 1 if frames == 1 else 3)
+
+
+def _newest(x: Tensor, frames: int) -> Tensor:
+    return x if frames == 1 else x[..., -1:]
 
 
 def _block(w_r: Tensor, w_i: Tensor) -> Tensor:
@@ -419,7 +431,7 @@ class Encoder(nn.Module):
         self.conv, self.norm, self.prelu, self.c_in, self.frames = conv, norm, prelu, c_in, frames
 
     def forward(self, x: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        return self.prelu(self.norm(self.conv(_join(last, x, self.frames)))), x[..., -1:]
+        return self.prelu(self.norm(self.conv(_join(last, x, self.frames)))), _newest(x, self.frames)
 
 
 def _encoder(layer: nn.Sequential, frames: int) -> Encoder:
@@ -450,7 +462,7 @@ class Decoder(nn.Module):
         phases = [phase(joined) for phase in (self.even, self.odd)]
         if self.norm is not None:
             phases = [self.prelu(self.norm(y)) for y in phases]
-        return torch.stack(phases, 3).flatten(2, 3), x[..., -1:]
+        return torch.stack(phases, 3).flatten(2, 3), _newest(x, self.frames)
 
 
 class Chunk(nn.Module):
@@ -468,8 +480,7 @@ class Chunk(nn.Module):
             skips.append(x)
         x_r, x_i = (part.permute(0, 3, 1, 2).flatten(2) for part in x.chunk(2, 1))
         for layer in inner.enhance:
-            y = {name + part: net(v)[0] for name, net in zip("ri", layer.nets, strict=True) for part, v in (("r", x_r), ("i", x_i))}
-            x_r, x_i = layer.projected(y["rr"] - y["ii"], y["ri"] + y["ir"])
+            x_r, x_i = layer(x_r, x_i)
         x = torch.cat([part.unflatten(2, (part.shape[2] // inner.rows, inner.rows)).permute(0, 2, 3, 1) for part in (x_r, x_i)], 1)
         for layer, skip in zip(inner.decoder, reversed(skips), strict=True):
             joined = F.pad(torch.cat([x, skip], 1), (0, 1) if self.look_ahead else (1, 0))
@@ -481,26 +492,22 @@ class Chunk(nn.Module):
 
 
 def engines(module: DCCRN, cfg: Config) -> list[Engine]:
-    """One engine: `step` for one frame, `chunk` for several. Widths come from the module, since it may be pruned."""
+    """One engine, of one frame, several, or a whole window. Widths come from the module, since it may be pruned."""
     bins = cfg.stft.bins
     if cfg.is_bidirectional:
         shape = (1, 2, bins, cfg.frames)
-        return [Engine("chunk", Chunk(module, cfg.frames), {"frame": shape}, {"mask": shape})]
+        return [Engine(ENGINE, Chunk(module, cfg.frames), {"frame": shape}, {"mask": shape})]
     frames = cfg.chunk or 1
     net = Frames(module, frames)
     shapes = net.states(bins)
     shape = (1, 2, bins) if frames == 1 else (1, 2, bins, frames)
     return [
         Engine(
-            _name(cfg), net, {"frame": shape, **{f"{name}_in": s for name, s in shapes.items()}},
+            ENGINE, net, {"frame": shape, **{f"{name}_in": s for name, s in shapes.items()}},
             {"mask": shape, **{f"{name}_out": s for name, s in shapes.items()}},
             tuple(State(f"{name}_in", f"{name}_out", s) for name, s in shapes.items()),
         )
     ]  # fmt: skip
-
-
-def _name(cfg: Config) -> str:
-    return "chunk" if cfg.chunk or cfg.is_bidirectional else "step"
 
 
 def flow(cfg: Config) -> dict:
@@ -511,8 +518,7 @@ def flow(cfg: Config) -> dict:
     after = {"step": "masked_istft", "spectrum": "spectrum", "masks": "masks", "give": OUTPUT, "mask": cfg.mask, **sizes, "delay": late, "samples": cfg.samples}
     if chunk:
         before, after = (one | {"chunk": chunk} for one in (before, after))
-    engine = _name(cfg)
-    step = {"engine": engine, "each": {"frame": "spectrum"}, "stack": {"mask": "masks"}, "runs": -(-(cfg.frames + late) // (chunk or 1))}
+    step = {"engine": ENGINE, "each": {"frame": "spectrum"}, "stack": {"mask": "masks"}, "runs": -(-(cfg.frames + late) // (chunk or 1))}
     return {
         "inputs": {"wave": {"shape": [cfg.samples], "dtype": "float32"}},
         "steps": [step],
@@ -520,7 +526,7 @@ def flow(cfg: Config) -> dict:
         "primary": OUTPUT,
         "task": "speech",
         "window_s": cfg.samples / cfg.sample_rate_hz,
-        "rates_hz": {engine: cfg.sample_rate_hz / cfg.hop_length / (chunk or 1)},
+        "rates_hz": {ENGINE: cfg.sample_rate_hz / cfg.hop_length / (chunk or 1)},
         "latency_samples": cfg.win_length + (late + max(chunk - 1, 0)) * cfg.hop_length,
         "host_steps": [{"step": "preprocess", "spec": "preprocess.json"}, before, after],
     }

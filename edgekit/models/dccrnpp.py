@@ -1,6 +1,6 @@
 """DCCRN++: DCCRN with GRUs, a loss on the band of wind noise, and a loss that holds speech to the lips.
 
-The published GRU is bidirectional: it needs a whole window (engine `chunk`), and its masks are as late as the window is long. The
+The published GRU is bidirectional: it needs a whole window, and its masks are as late as the window is long. The
 `causal` configurations have a GRU that runs forward only, with twice the units, and stream as DCCRN does.
 
 The lips are a matter of training only. A module that is given `module.sync`, two frozen encoders as one callable (video [n, ...],

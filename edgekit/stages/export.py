@@ -31,6 +31,8 @@ NEEDS = ("prune", "quantize")
 SEMANTICS = 4  # 4: TFLite stacks next to the axis before. 3: units of the device. 2: float form beside the artifact; coverage measured where it can be
 TOOLS = ("onnx", "onnx_ir", "numpy")
 
+GRAPH_FLOW = "graph_flow.json"  # of the graphs, where the artifact's own flow is another
+
 
 def tools(target: Target) -> dict[str, str | None]:
     return backends.get(target.backend).versions(target.spec())
@@ -90,8 +92,11 @@ def run(job: Job) -> None:
         placed = backend.placement(job.out / "engines" / engine.name, engine, target) if hasattr(backend, "placement") else None
         rows += _coverage(engine, models[engine.name], target, measured, placed, skipped[engine.name], runs[engine.name])
         names[engine.name] = _names(models[engine.name], ranges[engine.name])
-    for file in ("flow.json", "preprocess.json", "io.json"):
+    for file in ("preprocess.json", "io.json"):
         shutil.copyfile(prune / file, job.out / file)
+    write_json(job.out / "flow.json", backend.flow(flow) if hasattr(backend, "flow") else flow)
+    if hasattr(backend, "flow"):
+        write_json(job.out / GRAPH_FLOW, flow)
     total = sum(row["macs"] * row["runs_per_window"] for row in rows)
     in_int8 = sum(row["macs"] * row["runs_per_window"] for row in rows if row["precision"] == "int8")
     [grade] = grades  # of one backend, so all engines can be read or none

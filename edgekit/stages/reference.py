@@ -31,6 +31,9 @@ TOOLS = ("torch", "transformers", "numpy")
 
 PREDICTIONS, GOLDEN, REFERENCE = "predictions.safetensors", "golden.safetensors", "reference.json"
 
+GOLDEN_RUNS = 16  # whose states are kept: a long stream's would be hundreds of MB
+LISTED = 1000  # values of a label up to which it stands in the JSON; sound does not
+
 Arrays = dict[str, "np.ndarray"]
 
 
@@ -163,7 +166,7 @@ def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: 
 
     Returns:
         tensors by "<clip>/raw/frames", "<clip>/raw/audio", "<clip>/input/<name>", "<clip>/output/<name>"
-        and "<clip>/state/<engine>/<name>" [steps, ...]; and what each clip is.
+        and "<clip>/state/<engine>/<name>" [steps, ...] of the first GOLDEN_RUNS runs; and what each clip is.
     """
     import numpy as np
 
@@ -183,9 +186,11 @@ def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: 
         if any(known["id"] == clip.id for known in described):
             continue  # one clip may be both lowest and highest
         states: dict[str, list] = {}
+        runs: dict[str, int] = {}
 
-        def keep(engine: str, feeds: Any, outputs: Any, states: dict = states) -> None:
-            for pair in pairs.get(engine, []):
+        def keep(engine: str, feeds: Any, outputs: Any, states: dict = states, runs: dict = runs) -> None:
+            runs[engine] = runs.get(engine, 0) + 1
+            for pair in pairs.get(engine, []) if runs[engine] <= GOLDEN_RUNS else ():
                 states.setdefault(f"{engine}/{pair['out']}", []).append(np.array(outputs[pair["out"]]))
 
         inputs = preprocess(model.preprocess, clip)
@@ -204,7 +209,7 @@ def _golden(model: FloatModel, sessions: dict[str, Any], data: Dataset, labels: 
                 "fps": float(clip.fps),
                 "sample_rate_hz": int(clip.sample_rate_hz),
                 "raw": {name: list(value.shape) for name, value in raw.items()},
-                "labels": {name: np.asarray(value).tolist() for name, value in clip.labels.items()},
+                "labels": {name: np.asarray(value).tolist() for name, value in clip.labels.items() if np.size(value) <= LISTED},
                 "tags": dict(clip.tags),
             }
         )
