@@ -6,7 +6,9 @@ A metric is for one task, which fixes its shapes (n clips):
   MMSA's evaluation, `thuiar/MMSA:src/MMSA/utils/metricsTop.py`;
 - classes: labels [n] are class indices 0..C-1, predictions [n, C] are scores such as logits; the largest counts;
 - timeline: labels [n, T, D], predictions [n, T, D]: T moments of D quantities, such as valence and arousal.
-  CCC is taken over all moments of all clips together, and its mean over the D quantities.
+  CCC is taken over all moments of all clips together, and its mean over the D quantities;
+- speech: labels [n, samples] are clean speech at 16 kHz, predictions [n, samples] denoised speech. Every clip gets a score
+  (speech_quality.py), and the metric is their mean.
 
 Intervals come from resampling whole clips, since moments of one clip hang together.
 
@@ -17,7 +19,9 @@ Degenerate input, decided once and for all metrics:
 - constant predictions: correlation and CCC 0, since they say nothing about the label;
 - a label outside −1..1: DataError for the mean absolute error, which clips there;
 - constant labels: DataError for correlation and CCC (undefined), 0 inside a bootstrap resample;
-- a class that no label has: it does not enter the mean recall or the mean F1, as it has none.
+- a class that no label has: it does not enter the mean recall or the mean F1, as it has none;
+- clean speech that is silent: DataError, since nothing can be as good as silence;
+- denoised speech that is silent: SI-SDR -80 dB, STOI 0, PESQ NaN.
 """
 
 from __future__ import annotations
@@ -29,10 +33,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit import speech_quality
 from edgekit.errors import DataError
 
 Floats = NDArray[np.float64]
-Task = Literal["value", "classes", "timeline"]
+Task = Literal["value", "classes", "timeline", "speech"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Metric:
     name: str
     fn: Callable[..., Floats]
     """Of arrays [rows, n, ...] to scores [rows], so that one call scores many bootstrap resamples at once. value: labels, predictions;
-    classes: indices of both; timeline: one array of sums for each clip, see `_sums`."""
+    classes: indices of both; timeline: one array of sums for each clip, see `_sums`; speech: one array of the clips' scores."""
     unit: str
     direction: Literal["lower", "higher"]
     """Which way is better."""
@@ -54,6 +59,10 @@ class Metric:
     """Of a timeline: the one quantity that it is about, where it is not about all."""
     task: Task | None = "value"
     """None: a function of the user's, which takes labels and predictions of any task as they are."""
+    per_clip: Callable[[Floats, Floats], Floats] | None = None
+    """Of speech: clean and denoised [n, samples] to scores [n], which are computed once and then drawn from."""
+    needs_package: str | None = None
+    """A package that edgekit does not install: the metric is for those who name it."""
 
     def __call__(self, labels: object, predictions: object) -> float:
         """Score predictions against labels; shapes as the task has them.
@@ -61,8 +70,7 @@ class Metric:
         Raises:
             DataError: no clips, shapes that differ, labels that are not finite or do not vary.
         """
-        parts = _parts(self, labels, predictions)
-        return float(self.fn(*(part[None] for part in parts))[0]) if parts else float("nan")
+        return _whole(self, _parts(self, labels, predictions))
 
 
 def mean_absolute_error(labels: Floats, predictions: Floats) -> Floats:
@@ -190,6 +198,11 @@ def root_mean_square_error(sums: Floats) -> Floats:
     return np.sqrt(np.maximum(xx - 2 * xy + yy, 0) / count).mean(axis=-1)
 
 
+def mean_of_clips(scores: Floats) -> Floats:
+    """Every clip counts the same."""
+    return scores.mean(axis=-1)
+
+
 def _sums(labels: Floats, predictions: Floats) -> Floats:
     """[n, 6, D]: of every clip the number of moments and the sums of x, y, x^2, y^2, xy; what a resample adds up."""
     centre = labels.mean(axis=(0, 1))  # sums of squares of large numbers would lose their differences
@@ -271,10 +284,18 @@ METRICS: dict[str, Metric] = {
         Metric("ccc_valence", concordance(0), "", "higher", "CCC of valence", needs_varied_labels=True, quantity=0, task="timeline"),
         Metric("ccc_arousal", concordance(1), "", "higher", "CCC of arousal", needs_varied_labels=True, quantity=1, task="timeline"),
         Metric("rmse", root_mean_square_error, "", "lower", "root mean square error", task="timeline"),
+        Metric("si_sdr", mean_of_clips, "dB", "higher", "SI-SDR", task="speech", per_clip=speech_quality.si_sdr),
+        Metric("stoi", mean_of_clips, "", "higher", "STOI", task="speech", per_clip=speech_quality.stoi),
+        Metric("pesq", mean_of_clips, "", "higher", "PESQ, wide band", task="speech", per_clip=speech_quality.pesq, needs_package="pesq"),
     )
 }
 # What a model is scored by where its data set names nothing.
-DEFAULTS: dict[Task, tuple[str, ...]] = {"value": ("mae", "f1", "corr"), "classes": ("wa", "ua", "f1_macro"), "timeline": ("ccc", "ccc_valence", "ccc_arousal")}
+DEFAULTS: dict[Task, tuple[str, ...]] = {
+    "value": ("mae", "f1", "corr"),
+    "classes": ("wa", "ua", "f1_macro"),
+    "timeline": ("ccc", "ccc_valence", "ccc_arousal"),
+    "speech": ("si_sdr", "stoi"),
+}
 
 
 def paired_bootstrap(
@@ -302,7 +323,7 @@ def paired_bootstrap(
     clips = len(parts_a[0])
     drawn = np.concatenate([_score(metric, parts_b, i) - _score(metric, parts_a, i) for i in _resamples(clips, n, seed)])
     low, high = np.percentile(drawn, (2.5, 97.5))
-    return metric(labels, b) - metric(labels, a), float(low), float(high)
+    return _whole(metric, parts_b) - _whole(metric, parts_a), float(low), float(high)
 
 
 def bootstrap(metric: Metric, labels: object, predictions: object, n: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -322,6 +343,11 @@ def agreement(a: object, b: object) -> float:
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         return float("nan")
     return float(100 * (first.argmax(axis=-1) == second.argmax(axis=-1)).mean())
+
+
+def _whole(metric: Metric, parts: tuple[Floats, ...]) -> float:
+    """The score of all clips."""
+    return float(metric.fn(*(part[None] for part in parts))[0]) if parts else float("nan")
 
 
 def _score(metric: Metric, parts: tuple[Floats, ...], drawn: NDArray[np.int64]) -> Floats:
@@ -362,10 +388,14 @@ def _parts(metric: Metric, labels: object, predictions: object) -> tuple[Floats,
         )
     if metric.task == "classes":
         _check_classes(metric, want, got)
+    if metric.task == "speech":
+        _refuse_silence(metric, want)
     if not np.isfinite(got).all():
         return ()
     if metric.task == "classes":
         return want, got.argmax(axis=-1).astype(np.float64)
+    if metric.per_clip is not None:
+        return (metric.per_clip(want, got),)
     return (_sums(want, got),) if metric.task == "timeline" else (want, got)
 
 
@@ -380,6 +410,7 @@ def _check_shapes(metric: Metric, want: Floats, got: Floats) -> None:
         "value": want.ndim == 1 and want.shape == got.shape,
         "classes": want.ndim == 1 and got.ndim == 2 and len(got) == len(want),
         "timeline": want.ndim == 3 and want.shape == got.shape,
+        "speech": want.ndim == 2 and want.shape == got.shape,
         None: want.ndim >= 1 and len(want) == len(got),
     }[metric.task]
     if not right:
@@ -390,6 +421,12 @@ def _check_classes(metric: Metric, want: Floats, got: Floats) -> None:
     wrong = np.flatnonzero((want != np.round(want)) | (want < 0) | (want >= got.shape[-1]))
     if len(wrong):
         raise DataError(f"{metric.name}: label {wrong[0]} is {want[wrong[0]]:g}, not the index of one of {got.shape[-1]} classes", "the model's classes and the data set's must be the same")
+
+
+def _refuse_silence(metric: Metric, clean: Floats) -> None:
+    silent = np.flatnonzero(np.ptp(clean, axis=1) == 0)
+    if len(silent):
+        raise DataError(f"{metric.name}: the clean speech of clip {silent[0]} is silence, and {len(silent) - 1} others are", "leave clips without speech out of the test split")
 
 
 def _enough(labels: object) -> None:

@@ -147,6 +147,7 @@ LOWER_IS_BETTER = ("mae", "mae7", "rmse")
 HIGHER_IS_BETTER = (
     "f1", "corr", "acc2", "acc3", "acc5", "acc2_has0", "acc2_non0", "f1_non0", "acc7",
     "wa", "ua", "f1_macro", "f1_weighted", "ccc", "ccc_valence", "ccc_arousal",
+    "si_sdr", "stoi", "pesq",
 )  # fmt: skip
 OWN_VALUE_ONLY = ("int8_macs", "agreement")  # agreement: share of clips where the artifact chooses the pruned model's class, in %
 GATES = (*LOWER_IS_BETTER, *HIGHER_IS_BETTER, *OWN_VALUE_ONLY)

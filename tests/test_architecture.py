@@ -34,12 +34,12 @@ LAYERS = (
     ("recipe", "target", "cache", "bundle", "tools"),
     ("document",),
     ("artifact",),
-    ("native",),
+    ("native", "speech_quality"),
     ("progress", "page", "plugins", "resize", "spectrum", "native_format"),
     ("errors",),
 )
 RANK = {name: -row for row, names in enumerate(LAYERS) for name in names}
-HEAVY = {"torch", "transformers", "onnx", "onnxsim", "onnx_ir", "onnxruntime", "torch_pruning", "scipy", "av", "soundfile", "tensorrt", "openvino"}
+HEAVY = {"torch", "transformers", "onnx", "onnxsim", "onnx_ir", "onnxruntime", "torch_pruning", "scipy", "av", "soundfile", "pystoi", "pesq", "tensorrt", "openvino"}
 # What `edgekit --help` and `edgekit plan` run through.
 CHEAP = {"__init__", "plugins", "__main__", "cli", "doctor", "new", "build", "plan", "stages", "recipe", "target", "cache", "bundle", "tools", "document", "artifact", "progress", "errors"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
