@@ -7,22 +7,21 @@ namespace ek {
 namespace {
 
 struct I8 {
-  using Element = int8_t;
+  using V = Vec16;
+  using Element = uint8_t;
+  using Weight = int8_t;
+  using Weights = __m512i;
   using Sum = __m512i;
   struct Input {
     __m512i re, im, minus_im;
   };
-  static constexpr int kElementBytes = 1;
 
   static int planes(int) { return 3; }
   static EK_INLINE Sum zero() { return _mm512_setzero_si512(); }
   static EK_INLINE Sum start_at(const int32_t* start) { return _mm512_loadu_si512(start); }
-  static EK_INLINE Sum start(const Conv* conv, int panel) { return start_at(static_cast<const int32_t*>(conv->weights) + panel * kLanes); }
   static EK_INLINE Sum add(Sum a, Sum b) { return _mm512_add_epi32(a, b); }
   static EK_INLINE __m512 to_float(Sum sum) { return _mm512_cvtepi32_ps(sum); }
-  static EK_INLINE __m512 scaled(Sum sum, const float* scale, const float* bias) {
-    return _mm512_add_ps(_mm512_mul_ps(to_float(sum), _mm512_loadu_ps(scale)), _mm512_loadu_ps(bias));
-  }
+  static EK_INLINE __m512 scaled(Sum sum, const float* scale, const float* bias) { return to_float(sum) * V::load(scale) + V::load(bias); }
 
   static EK_INLINE __m512i spread(const char* x) {
     int32_t four;
@@ -30,39 +29,31 @@ struct I8 {
     return _mm512_set1_epi32(four);
   }
   static EK_INLINE Input input(const char* x, ptrdiff_t plane) { return {spread(x), spread(x + plane), spread(x + 2 * plane)}; }
-  static EK_INLINE Sum dot(Sum sum, __m512i w, __m512i x) { return _mm512_dpbusd_epi32(sum, x, w); }
-  static EK_INLINE void multiply(Sum& re, Sum& im, __m512i w_re, __m512i w_im, const Input& x) {
+  static EK_INLINE Weights load(const char* w) { return _mm512_load_si512(w); }
+  static EK_INLINE Sum dot(Sum sum, Weights w, __m512i x) { return _mm512_dpbusd_epi32(sum, x, w); }
+  static EK_INLINE void multiply(Sum& re, Sum& im, Weights w_re, Weights w_im, const Input& x) {
     re = dot(re, w_re, x.re);
     im = dot(im, w_re, x.im);
     re = dot(re, w_im, x.minus_im);
     im = dot(im, w_im, x.re);
   }
 
-  static Element weight(const float*, const int8_t* q, size_t i) { return q[i]; }
+  static Weight weight(const float*, const int8_t* q, size_t i) { return q[i]; }
   static int32_t start_of(const int8_t* q, int n) {
     int32_t sum = 0;
     for (int i = 0; i < n; i++) sum += q[i];
     return -128 * sum;
   }
-  static void pack_corrections(const ConvSpec* spec, int32_t* start, int c_out) {
-    for (int o = 0; o < c_out; o++) start[o] = 0;
-    for (int part = 0; part < 2; part++) {
-      const int8_t* q = spec->q[part];
-      for (int t = 0; t < spec->n_taps; t++)
-        for (int o = 0; o < spec->c_out; o++, q += spec->sources[t].c_in) start[o] += start_of(q, spec->sources[t].c_in);
-    }
-  }
 
   // q of 16 floats in 32 bits: clamped first, in the order that turns a NaN into -127; cvtps rounds half to even.
-  static EK_INLINE __m512i quantize(__m512 y, __m512 inv_scale) {
-    const __m512 scaled = _mm512_max_ps(_mm512_mul_ps(y, inv_scale), _mm512_set1_ps(-127.0f));
-    return _mm512_cvtps_epi32(_mm512_min_ps(scaled, _mm512_set1_ps(127.0f)));
+  static EK_INLINE __m512i quantize(__m512 y, float inv_scale) {
+    return _mm512_cvtps_epi32(V::min(V::max(y * V::all(inv_scale), V::all(-127.0f)), V::all(127.0f)));
   }
-  static EK_INLINE void store_offset(char* to, __m512i q) {
+  static EK_INLINE void store_offset(Element* to, __m512i q) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_xor_si128(_mm512_cvtepi32_epi8(q), _mm_set1_epi8(-128)));
   }
-  static EK_INLINE void store16(char* to, __m512 y, __m512 inv_scale) { store_offset(to, quantize(y, inv_scale)); }
-  static EK_INLINE void store_complex(char* row, ptrdiff_t plane, __m512 re, __m512 im, __m512 inv_scale, int) {
+  static EK_INLINE void store(Element* to, __m512 y, float inv_scale) { store_offset(to, quantize(y, inv_scale)); }
+  static EK_INLINE void store_complex(Element* row, ptrdiff_t plane, __m512 re, __m512 im, float inv_scale, int) {
     const __m512i q_im = quantize(im, inv_scale);
     store_offset(row, quantize(re, inv_scale));
     store_offset(row + plane, q_im);
@@ -72,8 +63,6 @@ struct I8 {
 
 }  // namespace
 
-extern const Row avx512_i8 = {"avx512_i8", EK_I8, 3, 128, 1,
-                              conv_bytes<I8>, pack_conv<I8>, conv<I8>, cell_bytes<I8>, pack_cell<I8>, cell<I8>,
-                              dense_bytes<I8>, pack_dense<I8>, dense<I8>, store<I8>, store_row<I8>, first<I8>, last};
+extern const Row avx512_i8 = row_of<I8>("avx512_i8", EK_I8, 3, 128);
 
 }  // namespace ek

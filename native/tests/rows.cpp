@@ -53,6 +53,7 @@ struct Buffer {
 
 double decode(const Row* row, const void* base, ptrdiff_t i) {
   if (row->format == EK_F32) return static_cast<const float*>(base)[i];
+  if (row->format == EK_I8 && row->element_bytes == 2) return static_cast<const int16_t*>(base)[i];
   if (row->format == EK_I8) return static_cast<int8_t>(static_cast<const uint8_t*>(base)[i] - row->zero);
   const uint32_t bits = uint32_t{static_cast<const uint16_t*>(base)[i]} << 16;
   float y;
@@ -291,7 +292,7 @@ void test_cell(const Row* row, CellKind kind, int hidden, const std::vector<int>
       }
       kept.push_back(vector_of(rows[side], h[k]));
       run.h_old[k] = kept.back().data;
-      h_new[side].emplace_back(static_cast<size_t>(wide) * row->element_bytes, rows[side]->zero);
+      h_new[side].emplace_back(static_cast<size_t>(wide) * rows[side]->element_bytes, rows[side]->zero);
       h_now[side][k].assign(wide, 0.0f), c_now[side][k] = c[k];
     }
     for (int k = 0; k < 2; k++) {

@@ -1,0 +1,634 @@
+// What the rows of x86 share: loops over `Math`, which says what a vector and one step of a row's format are.
+//
+// One step of an inner loop takes four bytes of an input plane (one f32, two bf16, four int8 or two widened ones), spread over all lanes,
+// against a vector of weights for as many output channels as it has lanes. So packed weights look alike in every format:
+//
+//     [group of panels][tap][step][panel of the group][real, imaginary vector]        a panel: the output channels of one vector
+//
+// and a block of panels x columns complex sums stays in registers. `Math` provides
+//
+//     V                      vectors of floats, and how large a block may be: Vec8 (avx2.h), Vec16 (avx512.h)
+//     Element, Weight        of frames and of packed weights;  Sum and Input: what multiply adds to and takes
+//     spread, input, load    four bytes over all lanes; the planes of one step; one vector of weights
+//     dot, multiply, add, zero, start_at, to_float, scaled      arithmetic on sums
+//     weight, start_of       packing: one weight; what an int8 sum starts at
+//     store, store_complex   floats to a frame
+//
+// Everything is in an unnamed namespace: the linker must not give one instruction set's code to a file for another.
+#ifndef EK_CPU_X86_H
+#define EK_CPU_X86_H
+
+#include "pack.h"
+
+#define EK_INLINE __attribute__((always_inline)) inline
+
+namespace ek {
+namespace {
+
+constexpr int kStepBytes = 4;  // of one input plane
+
+EK_INLINE int blocks_of(int n, int size) { return (n + size - 1) / size; }
+EK_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+
+// Inputs in a step, bytes of a vector of weights, steps that n inputs take.
+template <class Math>
+constexpr int kInputs = kStepBytes / static_cast<int>(sizeof(typename Math::Element));
+template <class Math>
+constexpr int kVectorBytes = Math::V::kLanes * kInputs<Math> * static_cast<int>(sizeof(typename Math::Weight));
+template <class Math>
+EK_INLINE int steps_of(int n) {
+  return blocks_of(n, kInputs<Math>);
+}
+
+// ---- exp, sigmoid, tanh -------------------------------------------------------------------------------------------------------------
+
+// e^-x with x kept in +-limit <= 80; relative error 2e-7. -x = n ln 2 + f, then a polynomial of degree 6 in f (Cephes expf).
+template <class V>
+EK_INLINE typename V::Floats exp_minus(typename V::Floats x, float limit) {
+  using F = typename V::Floats;
+  const F minus = V::zero() - V::max(V::all(-limit), V::min(V::all(limit), x));  // a NaN stays one: min and max return their second then
+  const F n = V::round(minus * V::all(1.44269504f));
+  F f = V::minus_product(n, V::all(0.693359375f), minus);
+  f = V::minus_product(n, V::all(-2.12194440e-4f), f);
+  F p = V::all(1.9875691500e-4f);
+  p = V::plus_product(p, f, V::all(1.3981999507e-3f));
+  p = V::plus_product(p, f, V::all(8.3334519073e-3f));
+  p = V::plus_product(p, f, V::all(4.1665795894e-2f));
+  p = V::plus_product(p, f, V::all(1.6666665459e-1f));
+  p = V::plus_product(p, f, V::all(5.0000001201e-1f));
+  p = V::plus_product(p, f * f, f + V::all(1.0f));
+  return V::times_two_to(p, n);
+}
+
+constexpr float kFlat = 30.0f;  // beyond it sigmoid and tanh are 0 or 1 in f32
+
+template <class V>
+EK_INLINE typename V::Floats sigmoid(typename V::Floats x) {
+  return V::all(1.0f) / (V::all(1.0f) + exp_minus<V>(x, kFlat));
+}
+template <class V>
+EK_INLINE typename V::Floats tanh_of(typename V::Floats x) {
+  const auto e = exp_minus<V>(x + x, kFlat);
+  return (V::all(1.0f) - e) / (V::all(1.0f) + e);
+}
+
+// ---- convolution --------------------------------------------------------------------------------------------------------------------
+
+// Multiplies and adds apart, for int8 rows agree bit for bit.
+template <class V>
+EK_INLINE typename V::Floats affine(typename V::Floats sum, const float* gain, const float* bias, typename V::Floats slope) {
+  return V::prelu(V::load(gain) * sum + V::load(bias), slope);
+}
+
+// One vector of complex channels of one column to where `out` wants it.
+template <class Math>
+EK_INLINE void write_complex(const Out* out, int column, int c, typename Math::V::Floats re, typename Math::V::Floats im, float inv_scale,
+                             int planes) {
+  if (out->frame) {
+    auto* row = static_cast<typename Math::Element*>(out->frame) + static_cast<ptrdiff_t>(column) * out->frame_step + c;
+    Math::store_complex(row, out->channels, re, im, inv_scale, planes);
+  }
+  if (out->floats) {
+    float* row = out->floats + static_cast<ptrdiff_t>(column) * out->floats_step + c;
+    Math::V::store(row, re);
+    Math::V::store(row + out->channels, im);
+  }
+}
+
+// One block: every tap, every step, then the epilogue.
+template <class Math, int kColumns, int kPanels>
+void block(const Conv* conv, const Tap* taps, const Out* out, int column, int panel, const char* w) {
+  using V = typename Math::V;
+  typename Math::Sum re[kPanels][kColumns], im[kPanels][kColumns];
+#pragma GCC unroll 8
+  for (int m = 0; m < kPanels; m++) {
+    const typename Math::Sum start = Math::start_at(static_cast<const int32_t*>(conv->weights) + (panel + m) * V::kLanes);
+#pragma GCC unroll 8
+    for (int n = 0; n < kColumns; n++) re[m][n] = im[m][n] = start;
+  }
+  for (int t = 0; t < conv->n_taps; t++) {
+    const ptrdiff_t step = static_cast<ptrdiff_t>(conv->step[t]) * static_cast<ptrdiff_t>(sizeof(typename Math::Element));
+    const ptrdiff_t plane = rounded(conv->c_in[t]) * static_cast<ptrdiff_t>(sizeof(typename Math::Element));
+    const char* x = static_cast<const char*>(taps[t].x) + column * step;
+    const int steps = conv->c_in[t] / kInputs<Math>;
+#pragma GCC unroll 2
+    for (int k = 0; k < steps; k++, x += kStepBytes, w += kPanels * 2 * kVectorBytes<Math>) {
+      typename Math::Weights w_re[kPanels], w_im[kPanels];
+#pragma GCC unroll 8
+      for (int m = 0; m < kPanels; m++) {
+        w_re[m] = Math::load(w + 2 * m * kVectorBytes<Math>);
+        w_im[m] = Math::load(w + (2 * m + 1) * kVectorBytes<Math>);
+      }
+#pragma GCC unroll 8
+      for (int n = 0; n < kColumns; n++) {
+        const typename Math::Input input = Math::input(x + n * step, plane);
+#pragma GCC unroll 8
+        for (int m = 0; m < kPanels; m++) Math::multiply(re[m][n], im[m][n], w_re[m], w_im[m], input);
+      }
+    }
+  }
+  const auto slope = V::all(conv->slope);
+  const int planes = Math::planes(conv->variant);
+#pragma GCC unroll 8
+  for (int m = 0; m < kPanels; m++)
+#pragma GCC unroll 8
+    for (int n = 0; n < kColumns; n++) {
+      const int c = (panel + m) * V::kLanes;
+      write_complex<Math>(out, column + n, c, affine<V>(Math::to_float(re[m][n]), conv->gain[0] + c, conv->bias[0] + c, slope),
+                          affine<V>(Math::to_float(im[m][n]), conv->gain[1] + c, conv->bias[1] + c, slope), conv->inv_scale, planes);
+    }
+}
+
+using Block = void (*)(const Conv*, const Tap*, const Out*, int column, int panel, const char* w);
+
+// What a phase is cut into: panels and columns of a block.
+struct Cut {
+  int panels, columns;
+};
+
+// The block function of a cut, for any smaller one at the edges too.
+template <class Math>
+EK_INLINE Block block_of(int panels, int columns) {
+  if constexpr (Math::V::kLanes == 16) {
+    static constexpr Block kBlocks[2][8] = {{block<Math, 1, 1>, block<Math, 2, 1>, block<Math, 3, 1>, block<Math, 4, 1>, block<Math, 5, 1>,
+                                             block<Math, 6, 1>, block<Math, 7, 1>, block<Math, 8, 1>},
+                                            {block<Math, 1, 2>, block<Math, 2, 2>, block<Math, 3, 2>, block<Math, 4, 2>}};
+    return kBlocks[panels - 1][columns - 1];
+  } else {
+    static constexpr Block kBlocks[4] = {block<Math, 1, 1>, block<Math, 2, 1>, block<Math, 3, 1>, block<Math, 4, 1>};
+    return kBlocks[columns - 1];
+  }
+}
+
+// Everything of a packed phase but its weights. What int8 sums start at stands in front of them, one number for every output channel.
+template <class Math>
+size_t place_conv(const ConvSpec* spec, char* memory, Conv* conv, Cut cut, int vectors_per_step, char** weights) {
+  constexpr int kLanesHere = Math::V::kLanes;
+  Carver carver{memory, 0};
+  const int c_out = rounded(spec->c_out);
+  Conv placed{};
+  placed.c_out = c_out;
+  placed.columns = spec->columns;
+  placed.n_taps = spec->n_taps;
+  placed.block = cut.columns | cut.panels << 8;
+  placed.variant = spec->algorithm;
+  placed.items = blocks_of(c_out / kLanesHere, cut.panels) * blocks_of(spec->columns, cut.columns);
+  placed.slope = spec->slope;
+  placed.inv_scale = spec->inv_scale;
+  size_t steps = 0;
+  for (int t = 0; t < spec->n_taps; t++) {
+    placed.c_in[t] = rounded(spec->sources[t].c_in, kInputs<Math>);
+    placed.step[t] = spec->sources[t].step;
+    steps += steps_of<Math>(spec->sources[t].c_in);
+  }
+  const size_t starts = static_cast<size_t>(c_out) * sizeof(int32_t);
+  char* packed = take<char>(carver, starts + steps * vectors_per_step * kVectorBytes<Math> * (c_out / kLanesHere));
+  placed.weights = packed;
+  *weights = packed ? packed + starts : nullptr;
+  for (int i = 0; i < 2; i++) {
+    float* gain = take<float>(carver, c_out);
+    float* bias = take<float>(carver, c_out);
+    copy_padded(spec->gain[i], spec->c_out, gain, c_out);
+    copy_padded(spec->bias[i], spec->c_out, bias, c_out);
+    placed.gain[i] = gain;
+    placed.bias[i] = bias;
+  }
+  if (memory) *conv = placed;
+  return carver.used;
+}
+
+// Calls visit(tap, step, panel, first weight of the tap) for the panels of one group in the order of packed weights.
+template <class Math, class Visit>
+EK_INLINE void visit_group(const ConvSpec* spec, int first_panel, int last_panel, Visit visit) {
+  size_t at = 0;
+  for (int t = 0; t < spec->n_taps; t++) {
+    for (int k = 0; k < steps_of<Math>(spec->sources[t].c_in); k++)
+      for (int panel = first_panel; panel < last_panel; panel++) visit(t, k, panel, at);
+    at += static_cast<size_t>(spec->c_out) * spec->sources[t].c_in;
+  }
+}
+
+// One vector of weights: the channels of a panel x the inputs of a step; zeros beyond the model's own.
+template <class Math, class Get>
+EK_INLINE void fill_vector(const ConvSpec* spec, int tap, int step, int panel, size_t at, char* to, Get get) {
+  auto* weight = reinterpret_cast<typename Math::Weight*>(to);
+  const int c_in = spec->sources[tap].c_in;
+  for (int lane = 0; lane < Math::V::kLanes; lane++)
+    for (int e = 0; e < kInputs<Math>; e++) {
+      const int o = panel * Math::V::kLanes + lane, c = step * kInputs<Math> + e;
+      *weight++ = o < spec->c_out && c < c_in ? get(at + static_cast<size_t>(o) * c_in + c) : typename Math::Weight{0};
+    }
+}
+
+template <class Math>
+size_t conv_bytes(const ConvSpec* spec) {
+  char* weights;
+  return place_conv<Math>(spec, nullptr, nullptr, Math::V::cut_of(spec->columns), 2, &weights);
+}
+
+template <class Math>
+void pack_conv(const ConvSpec* spec, void* memory, Conv* conv) {
+  char* w;
+  const Cut cut = Math::V::cut_of(spec->columns);
+  place_conv<Math>(spec, static_cast<char*>(memory), conv, cut, 2, &w);
+  auto* start = reinterpret_cast<int32_t*>(w) - conv->c_out;
+  for (int o = 0; o < conv->c_out; o++) start[o] = 0;
+  for (int part = 0; part < 2 && spec->q[part]; part++) {
+    const int8_t* q = spec->q[part];
+    for (int t = 0; t < spec->n_taps; t++)
+      for (int o = 0; o < spec->c_out; o++, q += spec->sources[t].c_in) start[o] += Math::start_of(q, spec->sources[t].c_in);
+  }
+  const int panels = conv->c_out / Math::V::kLanes;
+  for (int panel = 0; panel < panels; panel += cut.panels)
+    visit_group<Math>(spec, panel, smaller(panel + cut.panels, panels), [&](int tap, int step, int m, size_t at) {
+      for (int part = 0; part < 2; part++, w += kVectorBytes<Math>)
+        fill_vector<Math>(spec, tap, step, m, at, w, [&](size_t i) { return Math::weight(spec->w[part], spec->q[part], i); });
+    });
+}
+
+// Bytes of weights that one panel takes.
+template <class Math>
+EK_INLINE size_t panel_bytes(const Conv* conv, int vectors_per_step) {
+  size_t steps = 0;
+  for (int t = 0; t < conv->n_taps; t++) steps += conv->c_in[t] / kInputs<Math>;
+  return steps * vectors_per_step * kVectorBytes<Math>;
+}
+
+// Items count column blocks first, so that neighbours share weights.
+template <class Math>
+void conv(const Conv* conv, const Tap* taps, const Out* out, int first_item, int last_item) {
+  const int columns = conv->block & 0xff, panels = conv->block >> 8, column_blocks = blocks_of(conv->columns, columns);
+  const char* weights = static_cast<const char*>(conv->weights) + static_cast<size_t>(conv->c_out) * sizeof(int32_t);
+  const size_t bytes = panel_bytes<Math>(conv, 2);
+  for (int item = first_item; item < last_item; item++) {
+    const int panel = item / column_blocks * panels, column = item % column_blocks * columns;
+    const int m = smaller(panels, conv->c_out / Math::V::kLanes - panel), n = smaller(columns, conv->columns - column);
+    block_of<Math>(m, n)(conv, taps, out, column, panel, weights + panel * bytes);
+  }
+}
+
+// ---- recurrent cells ----------------------------------------------------------------------------------------------------------------
+
+// Weights [panel of hidden units][step of x, then of h][gate] of a vector each; an item is such a panel, on both inputs.
+// In front of them: what int8 sums of x and of h start at, [2][gates][hidden].
+EK_INLINE int gates_of(CellKind kind) { return kind == EK_LSTM ? 4 : 3; }
+
+template <class Math>
+size_t place_cell(const CellSpec* spec, char* memory, Cell* cell) {
+  constexpr int kLanesHere = Math::V::kLanes, kInputsHere = kInputs<Math>;
+  using Weight = typename Math::Weight;
+  Carver carver{memory, 0};
+  const int gates = gates_of(spec->kind), hidden = rounded(spec->hidden), n_x = sum_of(spec->segment, spec->n_segments);
+  size_t steps = steps_of<Math>(spec->hidden);
+  for (int s = 0; s < spec->n_segments; s++) steps += steps_of<Math>(spec->segment[s]);
+  const size_t starts = static_cast<size_t>(2) * gates * hidden;
+  char* packed = take<char>(carver, starts * sizeof(int32_t) + steps * gates * (hidden / kLanesHere) * kVectorBytes<Math>);
+  int* segment = take<int>(carver, static_cast<size_t>(spec->n_segments) + 1);
+  const float* from[4] = {spec->scale_x, spec->scale_h, spec->bias_x, spec->bias_h};
+  float* piece[4];
+  for (float*& p : piece) p = take<float>(carver, static_cast<size_t>(gates) * hidden);
+  if (!memory) return carver.used;
+
+  for (int i = 0; i < 4; i++)
+    for (int g = 0; g < gates; g++)
+      copy_padded(from[i] ? from[i] + static_cast<ptrdiff_t>(g) * spec->hidden : nullptr, spec->hidden, piece[i] + g * hidden, hidden);
+  for (int s = 0; s <= spec->n_segments; s++) segment[s] = rounded(s < spec->n_segments ? spec->segment[s] : spec->hidden, kInputsHere);
+
+  auto* start = reinterpret_cast<int32_t*>(packed);
+  for (int part = 0; part < 2; part++)
+    for (int g = 0; g < gates; g++)
+      for (int u = 0; u < hidden; u++) {
+        const int n = part ? spec->hidden : n_x;
+        const int8_t* q = part ? spec->q_h : spec->q_x;
+        *start++ = u < spec->hidden && q ? Math::start_of(q + (static_cast<size_t>(g) * spec->hidden + u) * n, n) : 0;
+      }
+  auto* w = reinterpret_cast<Weight*>(start);
+  for (int u0 = 0; u0 < hidden; u0 += kLanesHere) {
+    int begin = 0;
+    for (int s = 0; s <= spec->n_segments; s++) {
+      const bool of_h = s == spec->n_segments;
+      const int length = of_h ? spec->hidden : spec->segment[s], n = of_h ? spec->hidden : n_x;
+      const float* floats = of_h ? spec->w_h : spec->w_x;
+      const int8_t* q = of_h ? spec->q_h : spec->q_x;
+      for (int i = 0; i < segment[s]; i += kInputsHere)
+        for (int g = 0; g < gates; g++)
+          for (int u = u0; u < u0 + kLanesHere; u++)
+            for (int e = i; e < i + kInputsHere; e++) {
+              const size_t at = (static_cast<size_t>(g) * spec->hidden + u) * n + (of_h ? 0 : begin) + e;
+              *w++ = u < spec->hidden && e < length ? Math::weight(floats, q, at) : Weight{0};
+            }
+      begin += length;
+    }
+  }
+  *cell = Cell{};
+  cell->kind = spec->kind;
+  cell->hidden = hidden;
+  cell->n_segments = spec->n_segments;
+  cell->segment = segment;
+  cell->items = hidden / kLanesHere;
+  cell->weights = packed;
+  cell->scale_x = piece[0], cell->scale_h = piece[1], cell->bias_x = piece[2], cell->bias_h = piece[3];
+  return carver.used;
+}
+
+template <class Math>
+size_t cell_bytes(const CellSpec* spec) {
+  return place_cell<Math>(spec, nullptr, nullptr);
+}
+
+template <class Math>
+void pack_cell(const CellSpec* spec, void* memory, Cell* cell) {
+  place_cell<Math>(spec, static_cast<char*>(memory), cell);
+}
+
+// Sums of every gate for both inputs, [0]; where registers allow, odd steps have sums of their own, [1], to hide the latency of one.
+template <class Math, int kGates>
+using GateSums = typename Math::Sum[Math::V::kLanes == 16 ? 2 : 1][2][kGates];
+
+// Adds weights x vector.
+template <class Math, int kGates>
+EK_INLINE void multiply_both(const char*& w, const char* x0, const char* x1, int steps, GateSums<Math, kGates>& sum) {
+  constexpr int kApart = static_cast<int>(sizeof(sum) / sizeof(sum[0]));
+  const auto step = [&](typename Math::Sum(&to)[2][kGates], int k) {
+    const auto a = Math::spread(x0 + k * kStepBytes), b = Math::spread(x1 + k * kStepBytes);
+#pragma GCC unroll 4
+    for (int g = 0; g < kGates; g++, w += kVectorBytes<Math>) {
+      const auto v = Math::load(w);
+      to[0][g] = Math::dot(to[0][g], v, a);
+      to[1][g] = Math::dot(to[1][g], v, b);
+    }
+  };
+  int k = 0;
+  for (; k + kApart <= steps; k += kApart)
+#pragma GCC unroll 2
+    for (int i = 0; i < kApart; i++) step(sum[i], k + i);
+  if (k < steps) step(sum[0], k);
+}
+
+template <class Math, int kGates>
+EK_INLINE void start_sums(GateSums<Math, kGates>& sum, const int32_t* start, int hidden) {
+  constexpr int kApart = static_cast<int>(sizeof(sum) / sizeof(sum[0]));
+#pragma GCC unroll 4
+  for (int g = 0; g < kGates; g++)
+#pragma GCC unroll 2
+    for (int i = 0; i < kApart; i++) sum[i][0][g] = sum[i][1][g] = i ? Math::zero() : Math::start_at(start + g * hidden);
+}
+
+// sum * scale + bias of a gate's rows, for one input.
+template <class Math, int kGates>
+EK_INLINE typename Math::V::Floats finish(const GateSums<Math, kGates>& sum, int k, int g, const float* scale, const float* bias) {
+  constexpr int kApart = static_cast<int>(sizeof(sum) / sizeof(sum[0]));
+  return Math::scaled(kApart == 2 ? Math::add(sum[0][k][g], sum[kApart - 1][k][g]) : sum[0][k][g], scale, bias);
+}
+
+template <class Math, int kGates>
+void cell_item(const Cell* cell, const CellRun* run, int item) {
+  using V = typename Math::V;
+  using F = typename V::Floats;
+  const int hidden = cell->hidden, u = item * V::kLanes;
+  const auto* starts = static_cast<const int32_t*>(cell->weights);
+  size_t steps = 0;
+  for (int s = 0; s <= cell->n_segments; s++) steps += cell->segment[s] / kInputs<Math>;
+  const char* w = reinterpret_cast<const char*>(starts + 2 * kGates * hidden) + item * steps * kGates * kVectorBytes<Math>;
+
+  GateSums<Math, kGates> sum;
+  start_sums<Math, kGates>(sum, starts + u, hidden);
+  for (int s = 0; s < cell->n_segments; s++)
+    multiply_both<Math, kGates>(w, static_cast<const char*>(run->x[0][s]), static_cast<const char*>(run->x[1][s]), cell->segment[s] / kInputs<Math>,
+                                sum);
+  F x[2][kGates];
+#pragma GCC unroll 2
+  for (int k = 0; k < 2; k++)
+#pragma GCC unroll 4
+    for (int g = 0; g < kGates; g++) x[k][g] = finish<Math, kGates>(sum, k, g, cell->scale_x + g * hidden + u, cell->bias_x + g * hidden + u);
+
+  start_sums<Math, kGates>(sum, starts + kGates * hidden + u, hidden);
+  multiply_both<Math, kGates>(w, static_cast<const char*>(run->h_old[0]), static_cast<const char*>(run->h_old[1]),
+                              cell->segment[cell->n_segments] / kInputs<Math>, sum);
+  const F one = V::all(1.0f);
+#pragma GCC unroll 2
+  for (int k = 0; k < 2; k++) {
+    F from_h[kGates];
+#pragma GCC unroll 4
+    for (int g = 0; g < kGates; g++) from_h[g] = finish<Math, kGates>(sum, k, g, cell->scale_h + g * hidden + u, cell->bias_h + g * hidden + u);
+    F h;
+    if constexpr (kGates == 4) {
+      // c' = c / (1 + e_f) + (1 - e_g) / ((1 + e_i) (1 + e_g)),  h = (1 - e_c) / ((1 + e_o) (1 + e_c)): three divisions, not five.
+      const F g = x[k][2] + from_h[2], e_g = exp_minus<V>(g + g, kFlat);
+      const F i = one + exp_minus<V>(x[k][0] + from_h[0], kFlat), f = one + exp_minus<V>(x[k][1] + from_h[1], kFlat);
+      const F o = one + exp_minus<V>(x[k][3] + from_h[3], kFlat);
+      const F c = V::load(run->c[k] + u) / f + (one - e_g) / (i * (one + e_g));
+      V::store(run->c[k] + u, c);
+      const F e_c = exp_minus<V>(c + c, kFlat);
+      h = (one - e_c) / (o * (one + e_c));
+    } else {
+      const F r = sigmoid<V>(x[k][0] + from_h[0]), z = sigmoid<V>(x[k][1] + from_h[1]);
+      const F n = tanh_of<V>(V::plus_product(r, from_h[2], x[k][2]));
+      h = V::plus_product(z, V::load(run->h_f32_old[k] + u) - n, n);
+    }
+    V::store(run->h_f32[k] + u, h);
+    Math::store(static_cast<typename Math::Element*>(run->h_new[k]) + u, h, 127.0f);
+  }
+}
+
+template <class Math>
+void cell(const Cell* cell, const CellRun* run, int first_item, int last_item) {
+  for (int item = first_item; item < last_item; item++) {
+    if (cell->kind == EK_LSTM)
+      cell_item<Math, 4>(cell, run, item);
+    else
+      cell_item<Math, 3>(cell, run, item);
+  }
+}
+
+// ---- dense --------------------------------------------------------------------------------------------------------------------------
+
+constexpr int kDensePanels = 4;  // an item
+
+// Weights [group of up to 4 panels][step][panel] of a vector each; in front what int8 sums start at.
+template <class Math>
+size_t place_dense(const DenseSpec* spec, char* memory, Dense* dense) {
+  constexpr int kLanesHere = Math::V::kLanes, kInputsHere = kInputs<Math>;
+  using Weight = typename Math::Weight;
+  Carver carver{memory, 0};
+  const int steps = steps_of<Math>(spec->n), panels = spec->rows / kLanesHere;
+  char* packed = take<char>(carver, spec->rows * sizeof(int32_t) + static_cast<size_t>(panels) * steps * kVectorBytes<Math>);
+  float* scale = take<float>(carver, spec->rows);
+  float* bias = take<float>(carver, spec->rows);
+  copy_padded(spec->scale, spec->rows, scale, spec->rows);
+  copy_padded(spec->bias, spec->rows, bias, spec->rows);
+  if (!memory) return carver.used;
+  auto* start = reinterpret_cast<int32_t*>(packed);
+  for (int r = 0; r < spec->rows; r++) *start++ = spec->q ? Math::start_of(spec->q + static_cast<size_t>(r) * spec->n, spec->n) : 0;
+  auto* w = reinterpret_cast<Weight*>(start);
+  for (int panel = 0; panel < panels; panel += kDensePanels)
+    for (int k = 0; k < steps; k++)
+      for (int m = panel; m < smaller(panel + kDensePanels, panels); m++)
+        for (int r = m * kLanesHere; r < (m + 1) * kLanesHere; r++)
+          for (int i = k * kInputsHere; i < (k + 1) * kInputsHere; i++)
+            *w++ = i < spec->n ? Math::weight(spec->w, spec->q, static_cast<size_t>(r) * spec->n + i) : Weight{0};
+  *dense = Dense{spec->rows, steps * kInputsHere, blocks_of(panels, kDensePanels), packed, scale, bias};
+  return carver.used;
+}
+
+template <class Math>
+size_t dense_bytes(const DenseSpec* spec) {
+  return place_dense<Math>(spec, nullptr, nullptr);
+}
+
+template <class Math>
+void pack_dense(const DenseSpec* spec, void* memory, Dense* dense) {
+  place_dense<Math>(spec, static_cast<char*>(memory), dense);
+}
+
+// Odd steps have sums of their own, to hide the latency of one.
+template <class Math, int kPanels>
+void dense_group(const Dense* dense, const char* x, float* y, int row, const char* w) {
+  using V = typename Math::V;
+  typename Math::Sum sum[2][kPanels];
+#pragma GCC unroll 4
+  for (int m = 0; m < kPanels; m++) {
+    sum[0][m] = Math::start_at(static_cast<const int32_t*>(dense->weights) + row + m * V::kLanes);
+    sum[1][m] = Math::zero();
+  }
+  const auto step = [&](typename Math::Sum(&to)[kPanels], int k) {
+    const auto v = Math::spread(x + k * kStepBytes);
+#pragma GCC unroll 4
+    for (int m = 0; m < kPanels; m++, w += kVectorBytes<Math>) to[m] = Math::dot(to[m], Math::load(w), v);
+  };
+  const int steps = dense->n / kInputs<Math>;
+  int k = 0;
+  for (; k + 2 <= steps; k += 2) {
+    step(sum[0], k);
+    step(sum[1], k + 1);
+  }
+  if (k < steps) step(sum[0], k);
+#pragma GCC unroll 4
+  for (int m = 0; m < kPanels; m++) {
+    const int r = row + m * V::kLanes;
+    V::store(y + r, Math::scaled(Math::add(sum[0][m], sum[1][m]), dense->scale + r, dense->bias + r));
+  }
+}
+
+template <class Math>
+void dense(const Dense* dense, const void* x, float* y, int first_item, int last_item) {
+  using Group = void (*)(const Dense*, const char*, float*, int, const char*);
+  static constexpr Group kGroups[kDensePanels] = {dense_group<Math, 1>, dense_group<Math, 2>, dense_group<Math, 3>, dense_group<Math, 4>};
+  const char* weights = static_cast<const char*>(dense->weights) + dense->rows * sizeof(int32_t);
+  const size_t bytes = static_cast<size_t>(dense->n / kInputs<Math>) * kVectorBytes<Math>;
+  for (int item = first_item; item < last_item; item++) {
+    const int panel = item * kDensePanels, panels = smaller(kDensePanels, dense->rows / Math::V::kLanes - panel);
+    kGroups[panels - 1](dense, static_cast<const char*>(x), y, panel * Math::V::kLanes, weights + panel * bytes);
+  }
+}
+
+// ---- store, first and last layer ----------------------------------------------------------------------------------------------------
+
+template <class Math>
+void store(const float* x, float inv_scale, void* y, int n) {
+  for (int i = 0; i < n; i += Math::V::kLanes) Math::store(static_cast<typename Math::Element*>(y) + i, Math::V::load(x + i), inv_scale);
+}
+
+template <class Math>
+void store_row(const float* re, const float* im, float inv_scale, void* row, int channels, int planes) {
+  for (int c = 0; c < channels; c += Math::V::kLanes)
+    Math::store_complex(static_cast<typename Math::Element*>(row) + c, channels, Math::V::load(re + c), Math::V::load(im + c), inv_scale, planes);
+}
+
+// Weights of one tap are c_out floats in a row, as the spec has them: nothing to pack.
+template <class Math, int kColumns>
+void first_block(const ConvSpec* spec, const Tap* taps, const Out* out, int column, int c) {
+  using V = typename Math::V;
+  const int left = smaller(V::kLanes, spec->c_out - c);  // may be none: a panel of padding
+  typename V::Floats re[kColumns], im[kColumns];
+#pragma GCC unroll 8
+  for (int n = 0; n < kColumns; n++) re[n] = im[n] = V::zero();
+  for (int t = 0; t < spec->n_taps; t++) {
+    const ptrdiff_t at = static_cast<ptrdiff_t>(t) * spec->c_out + c, step = spec->sources[t].step;
+    const auto w_re = V::load_some(spec->w[0] + at, left), w_im = V::load_some(spec->w[1] + at, left);
+    const float* x = static_cast<const float*>(taps[t].x) + column * step;
+#pragma GCC unroll 8
+    for (int n = 0; n < kColumns; n++) {
+      const auto a = V::all(x[n * step]), b = V::all(x[n * step + 1]);
+      re[n] = V::plus_product(w_re, a, re[n]);
+      im[n] = V::plus_product(w_re, b, im[n]);
+      re[n] = V::minus_product(w_im, b, re[n]);
+      im[n] = V::plus_product(w_im, a, im[n]);
+    }
+  }
+  float padded[4][V::kLanes];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) V::store(padded[i], V::load_some((i < 2 ? spec->gain[i] : spec->bias[i - 2]) + c, left));
+  const auto slope = V::all(spec->slope);
+#pragma GCC unroll 8
+  for (int n = 0; n < kColumns; n++)
+    write_complex<Math>(out, column + n, c, affine<V>(re[n], padded[0], padded[2], slope), affine<V>(im[n], padded[1], padded[3], slope),
+                        spec->inv_scale, Math::planes(spec->algorithm));
+}
+
+template <class Math>
+void first(const ConvSpec* spec, const Tap* taps, const Out* out, int first_column, int last_column) {
+  constexpr int kColumns = Math::V::kLanes == 16 ? 8 : 4;
+  int n = first_column;
+  for (; n + kColumns <= last_column; n += kColumns)
+    for (int c = 0; c < rounded(spec->c_out); c += Math::V::kLanes) first_block<Math, kColumns>(spec, taps, out, n, c);
+  for (; n < last_column; n++)
+    for (int c = 0; c < rounded(spec->c_out); c += Math::V::kLanes) first_block<Math, 1>(spec, taps, out, n, c);
+}
+
+// Lanes are input channels here, since there is one output channel. Weights of one tap are c_in floats in a row.
+template <class V, int kColumns>
+void last_block(const ConvSpec* spec, const Tap* taps, float* y_re, float* y_im, int column) {
+  typename V::Floats sums[8], more[8];  // [2 * column] real, [2 * column + 1] imaginary; apart, to hide the latency of one
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) sums[i] = more[i] = V::zero();
+  const float* w_re = spec->w[0];
+  const float* w_im = spec->w[1];
+  for (int t = 0; t < spec->n_taps; t++) {
+    const int c_in = spec->sources[t].c_in, plane = rounded(c_in);
+    const ptrdiff_t step = spec->sources[t].step;
+    const float* x = static_cast<const float*>(taps[t].x) + column * step;
+    for (int c = 0; c < c_in; c += V::kLanes) {
+      const int left = smaller(V::kLanes, c_in - c);
+      const auto wr = V::load_some(w_re + c, left), wi = V::load_some(w_im + c, left);
+#pragma GCC unroll 4
+      for (int n = 0; n < kColumns; n++) {
+        const auto a = V::load(x + n * step + c), b = V::load(x + n * step + plane + c);
+        sums[2 * n] = V::plus_product(wr, a, sums[2 * n]);
+        sums[2 * n + 1] = V::plus_product(wr, b, sums[2 * n + 1]);
+        more[2 * n] = V::minus_product(wi, b, more[2 * n]);
+        more[2 * n + 1] = V::plus_product(wi, a, more[2 * n + 1]);
+      }
+    }
+    w_re += c_in;
+    w_im += c_in;
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) sums[i] = sums[i] + more[i];
+  float y[8];
+  V::store_sums(sums, y);
+#pragma GCC unroll 4
+  for (int n = 0; n < kColumns; n++) {
+    const float re = spec->gain[0][0] * y[2 * n] + spec->bias[0][0], im = spec->gain[1][0] * y[2 * n + 1] + spec->bias[1][0];
+    y_re[2 * (column + n)] = re > 0.0f ? re : spec->slope * re;
+    y_im[2 * (column + n)] = im > 0.0f ? im : spec->slope * im;
+  }
+}
+
+template <class V>
+void last(const ConvSpec* spec, const Tap* taps, float* y_re, float* y_im, int first_column, int last_column) {
+  int n = first_column;
+  for (; n + 4 <= last_column; n += 4) last_block<V, 4>(spec, taps, y_re, y_im, n);
+  for (; n < last_column; n++) last_block<V, 1>(spec, taps, y_re, y_im, n);
+}
+
+template <class Math>
+constexpr Row row_of(const char* name, Format format, int planes, unsigned char zero) {
+  return Row{name, format, planes, zero, static_cast<int>(sizeof(typename Math::Element)),
+             conv_bytes<Math>, pack_conv<Math>, conv<Math>, cell_bytes<Math>, pack_cell<Math>, cell<Math>,
+             dense_bytes<Math>, pack_dense<Math>, dense<Math>, store<Math>, store_row<Math>, first<Math>, last<typename Math::V>};
+}
+
+}  // namespace
+}  // namespace ek
+#endif
