@@ -294,16 +294,27 @@ void gather_weights(const ek_complex_conv2d_shape& s, const Phase& phase, int re
     return;
   }
   const AxisTaps across = axis_taps(s, 0, residue_f), along = axis_taps(s, 1, phase.residue);
-  // Output channel outermost: one kernel's numbers lie side by side, and each is read once.
-  for (int o = 0; o < s.c_out; o++)
-    for (int i = 0; i < s.c_in; i++) {
-      const float* from = w + (s.transposed ? size_t(i) * s.c_out + o : size_t(o) * s.c_in + i) * kernel;
-      size_t to = size_t(o) * s.c_in + i;
-      for (int j = 0; j < along.n; j++)
-        for (int k = 0; k < across.n; k++, to += pairs) {
-          const int at = across.kernel[k] * s.kernel[1] + along.kernel[j];
-          re[to] = from[at];
-          im[to] = from[pairs * kernel + at];
+  // Blocks of 16 inputs x 8 outputs: whole cache lines are written however many taps there are, and read whichever comes first in w.
+  constexpr int kOutputs = 8;
+  float block[2][kMaxTaps][kOutputs][kLanes];
+  for (int i = 0; i < s.c_in; i += kLanes)
+    for (int o = 0; o < s.c_out; o += kOutputs) {
+      const int lanes = s.c_in - i < kLanes ? s.c_in - i : kLanes, outputs = s.c_out - o < kOutputs ? s.c_out - o : kOutputs;
+      for (int lane = 0; lane < lanes; lane++)
+        for (int output = 0; output < outputs; output++) {
+          const float* from = w + (s.transposed ? size_t(i + lane) * s.c_out + o + output : size_t(o + output) * s.c_in + i + lane) * kernel;
+          for (int j = 0, tap = 0; j < along.n; j++)
+            for (int k = 0; k < across.n; k++, tap++) {
+              const int at = across.kernel[k] * s.kernel[1] + along.kernel[j];
+              block[0][tap][output][lane] = from[at];
+              block[1][tap][output][lane] = from[pairs * kernel + at];
+            }
+        }
+      for (int tap = 0; tap < phase.conv.n_taps; tap++)
+        for (int output = 0; output < outputs; output++) {
+          const size_t to = tap * pairs + size_t(o + output) * s.c_in + i;
+          std::memcpy(re + to, block[0][tap][output], lanes * sizeof(float));
+          std::memcpy(im + to, block[1][tap][output], lanes * sizeof(float));
         }
     }
 }
