@@ -40,6 +40,8 @@ DATASETS = {
     "iemocap": "edgekit.datasets.iemocap",
     "cmu_mosi": "edgekit.datasets.cmu_mosi",
     "cmu_mosei": "edgekit.datasets.cmu_mosei",
+    "clean_noisy": "edgekit.datasets.clean_noisy",
+    "noisy_speech": "edgekit.datasets.noisy_speech",
 }
 
 

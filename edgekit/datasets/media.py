@@ -208,6 +208,22 @@ def _sound_file(path: Path) -> tuple[np.ndarray, int]:
     return samples.T, rate_hz
 
 
+def sound_size(path: Path) -> tuple[int, int]:
+    """(sample rate in Hz, samples of one channel) of a .wav or .flac, as its header says.
+
+    Raises:
+        DataError: not such a file.
+    """
+    import soundfile
+
+    with _opened(path) as file:
+        try:
+            with soundfile.SoundFile(file) as sound:
+                return sound.samplerate, sound.frames
+        except soundfile.SoundFileError as e:
+            raise DataError(f"{path}: not sound that can be decoded ({e})") from e
+
+
 def _refuse_truncated_riff(path: Path, file: BinaryIO) -> None:
     """libsndfile silently shortens a .wav whose data chunk ends early; we say so instead."""
     file.seek(0, 2)

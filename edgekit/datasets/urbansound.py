@@ -66,17 +66,21 @@ class Draw:
 
 
 class Noise:
-    """The sounds that one split may hear."""
+    """The sounds that one split may hear, at one of `spec.snr_db` or, if it is given, anywhere in `snr_range_db`."""
 
-    def __init__(self, spec: NoiseSpec, sounds: list[Sound]):
-        self.spec, self.sounds = spec, sounds
+    def __init__(self, spec: NoiseSpec, sounds: list[Sound], snr_range_db: tuple[float, float] | None = None):
+        self.spec, self.sounds, self.snr_range_db = spec, sounds, snr_range_db
 
     def draw(self, id: str) -> Draw:
         """What the clip `id` is mixed with, whatever other clips there are."""
         bits = hashlib.sha256(f"{self.spec.seed}\0noise\0{id}".encode()).digest()
         numbers = [int.from_bytes(bits[4 * i : 4 * i + 4], "big") for i in range(2 + _CHOICES)]
         sounds = tuple(self.sounds[n * len(self.sounds) // _STEPS] for n in numbers[2:])
-        return Draw(sounds, self.spec.snr_db[numbers[0] * len(self.spec.snr_db) // _STEPS], numbers[1] / _STEPS)
+        snr_db = self.spec.snr_db[numbers[0] * len(self.spec.snr_db) // _STEPS]
+        if self.snr_range_db is not None:
+            low, high = self.snr_range_db
+            snr_db = low + (high - low) * numbers[0] / _STEPS
+        return Draw(sounds, snr_db, numbers[1] / _STEPS)
 
     def digest(self, id: str) -> list[Any]:
         """What the mixture of one clip depends on beside its speech, as JSON."""
@@ -94,20 +98,26 @@ class Noise:
         Raises:
             DataError: a sound that cannot be decoded, or only silent ones drawn.
         """
+        mixed, _, tags = self.mix_with_speech(id, speech, sample_rate_hz)
+        return mixed, tags
+
+    def mix_with_speech(self, id: str, speech: np.ndarray, sample_rate_hz: int) -> tuple[np.ndarray, np.ndarray, dict[str, float | str]]:
+        """As `mix`, with what of the mixture is speech (int16 [samples]) in the middle."""
         import numpy as np
 
         from edgekit.datasets import media
         from edgekit.datasets.noise import mix_at_snr
 
         if not speech.any():
-            return speech, {"noise": "none"}
+            return speech, speech, {"noise": "none"}
         drawn = self.draw(id)
         for sound in drawn.sounds:
             heard = fit(media.read_audio(sound.path, sample_rate_hz), len(speech), drawn.begin)
             if heard.any():
                 mixed = mix_at_snr(speech / 32768.0, heard / 32768.0, drawn.snr_db)
-                mixed = mixed / max(1.0, float(np.abs(mixed).max()))
-                return np.clip(np.rint(mixed * 32768.0), -32768, 32767).astype(np.int16), {"snr_db": drawn.snr_db, "noise": sound.kind}
+                loud = max(1.0, float(np.abs(mixed).max()))
+                both = (np.clip(np.rint(part / loud * 32768.0), -32768, 32767).astype(np.int16) for part in (mixed, speech / 32768.0))
+                return *both, {"snr_db": drawn.snr_db, "noise": sound.kind}
         raise DataError(f"{drawn.sounds[0].path}: silent, as are the other sounds drawn for clip {id}", "take another `noise.seed`")
 
 
@@ -119,12 +129,13 @@ def fit(noise: np.ndarray, n_samples: int, begin: float) -> np.ndarray:
     return np.tile(noise[start:], -(-n_samples // (len(noise) - start)))[:n_samples]
 
 
-def open_noise(spec: NoiseSpec, beside: Path, split: str, error: Callable[..., DataError]) -> Noise:
+def open_noise(spec: NoiseSpec, beside: Path, split: str, error: Callable[..., DataError], snr_range_db: tuple[float, float] | None = None) -> Noise:
     """The sounds of one split; files are looked at when they are mixed.
 
     Args:
         beside: folder of the YAML.
         error: makes a DataError at a key below `noise`.
+        snr_range_db: SNRs are drawn from this range in place of `spec.snr_db`.
 
     Raises:
         DataError: no such folder, or a row of the CSV that is wrong, with its line.
@@ -156,4 +167,4 @@ def open_noise(spec: NoiseSpec, beside: Path, split: str, error: Callable[..., D
     if not sounds:
         folds = FOLDS[split]
         raise table.error(1, f"no sound of fold {folds[0]}{f' to {folds[-1]}' if len(folds) > 1 else ''}, which split `{split}` hears")
-    return Noise(spec, sounds)
+    return Noise(spec, sounds, snr_range_db)
