@@ -326,8 +326,9 @@ class Recurrent:
 
         for k in range(self.layers):
             if self.together:
-                both = torch.cat([x_r, x_i], 1)
-                (rr, ri), (ir, ii) = (run(f"{name}{k}", "", both).chunk(2, 1) for name in "RI")
+                # Two tensors, not one: OpenVINO 2026.4 computes the second of two LSTMs that read one wrongly (batch 2, several frames).
+                rr, ri = run(f"R{k}", "", torch.cat([x_r, x_i], 1)).chunk(2, 1)
+                ii, ir = run(f"I{k}", "", torch.cat([x_i, x_r], 1)).chunk(2, 1)
             else:
                 rr, ri, ir, ii = (run(f"{name}{k}", part, x) for name in "RI" for part, x in (("r", x_r), ("i", x_i)))
             x_r, x_i = rr - ii, ri + ir
