@@ -132,9 +132,11 @@ def native_ops() -> tuple[bool, str]:
 def onnx_functions() -> list[onnx.FunctionProto]:
     """`edgekit.ComplexConv2d` and `edgekit.ComplexConvTranspose2d` as functions of standard operators (opset 17).
 
-    Put them into a model's `functions` and import the domain `edgekit`, version 1: every runtime can then run a
-    node of that name, and one that has a kernel of its own (native/openvino) runs that instead. Inputs X, W, B as
-    the torch functions have them, all required; attributes `strides` [2] and `pads` [4].
+    Put them into a model's `functions` and import the domain `edgekit`, version 1: ONNX Runtime then runs nodes of
+    that name, and OpenVINO runs its own kernel if native/openvino's extension is loaded. OpenVINO does not expand
+    functions itself: without the extension, `onnx.inliner.inline_local_functions` leaves standard operators only.
+
+    Inputs X, W, B as the torch functions have them, all required; attributes `strides` [2] and `pads` [4].
     """
     from onnx import helper
 
