@@ -8,10 +8,10 @@ tensor share a scale, and so do all taps of a transposed convolution, which the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit import native, native_format
 from edgekit.backends import EngineKit, Kit
 from edgekit.errors import TargetError
 from edgekit.formats import write_json
@@ -28,7 +28,10 @@ VERSION = "1"
 
 
 def versions(target: Mapping[str, Any]) -> dict[str, str | None]:
-    return {"edgekit-native": native.version()}
+    try:
+        return {"edgekit-native": version("edgekit-native")}
+    except PackageNotFoundError:
+        return {"edgekit-native": None}
 
 
 def install_hint(missing: str) -> str:
@@ -69,6 +72,7 @@ def compile(kit: Kit, out: Path) -> None:
     Raises:
         TargetError: the model is no DCCRN that can stream, or layers that the engine computes in INT8 are not.
     """
+    from edgekit import native_format
     from edgekit.float_model import FloatModel
 
     model = FloatModel.open(kit.source)
@@ -107,6 +111,8 @@ def open(folder: Path, target: Mapping[str, Any], threads: int | None = None):
     """The engine as a session: {"wave": [1, samples]} -> {"speech": [1, samples]}, a stream from its start, then silence until all has come out."""
     import numpy as np
 
+    from edgekit import native
+
     denoiser = native.Denoiser(folder / FILE, threads=threads or 1)
 
     def call(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -121,12 +127,12 @@ def open(folder: Path, target: Mapping[str, Any], threads: int | None = None):
 
 def coverage(folder: Path, engine: EngineKit, target: Mapping[str, Any]) -> dict[str, str]:
     """{layer: precision}, from the file: an int8 file has its first and last layer in float, and all others in int8."""
-    from edgekit import graph
+    from edgekit import graph, native
 
-    info = native.info(folder / FILE)
+    info = native.file_info(folder / FILE)
     model = graph.load(engine.float_onnx)
     layers = [node.name for node in model.graph if node.op_type in graph.MAC_OPS]
-    if info["precision"] != "int8":
+    if info["weight_format"] != "int8":
         return dict.fromkeys(layers, "fp32")
     first, last = "encoder.0/", f"decoder.{info['depth'] - 1}/"
     return {name: "fp32" if name.startswith((first, last)) else "int8" for name in layers}

@@ -86,6 +86,9 @@ def run(job: Job) -> None:
     labels = scored(flow, want, "label/")
     rows = {"float": scored(flow, want, "original/"), "pruned": scored(flow, want, "pruned/"), "artifact": scored(flow, got)}
     scores = _scores(data, task_of(flow), labels, rows["float"])
+    noisy = None
+    if task_of(flow) == "speech":
+        labels, rows, scores, noisy = _scored_clips(job, flow, data, labels, rows, scores)
     judge = _Judge(labels, job.spec["resamples"], job.spec["seed"])
     sizes = _sizes(reference["models"], job.inputs)
     report = {
@@ -108,6 +111,7 @@ def run(job: Job) -> None:
         "bootstrap": {"resamples": job.spec["resamples"], "seed": job.spec["seed"], "level": 0.95, "paired_over": "clips"},
         "metric_info": {name: {"unit": m.unit, "direction": m.direction, "title": m.title} for name, m in scores.items()},
         "postprocessed": _postprocessed(reference, want, labels, rows, scores),
+        **({"input": _gain(noisy, rows, scores, judge)} if noisy is not None else {}),
         "other_outputs": _other_outputs(flow, want, got, scores),
         "parity": parity,
         "self_check": self_check,
@@ -117,7 +121,7 @@ def run(job: Job) -> None:
         "coverage": _coverage(read_json(job.inputs["export"] / "coverage.json")),
         "sizes": sizes,
         "slices": _slices(reference["tags"], next(iter(scores.values())), labels, rows, judge),
-        "predictions": {"ids": list(data.ids), "label": labels.tolist(), **{row: values.tolist() for row, values in rows.items()}},
+        "predictions": {"ids": list(data.ids), **_listed(labels, rows, noisy)},
         "golden": artifact_golden,
     }
     report = finite(report)
@@ -377,7 +381,7 @@ def _scores(data: Dataset, task: str, labels: np.ndarray, predictions: np.ndarra
         raise DataError(f"{data.source}: metric `{wrong[0]}` is for {own[wrong[0]].task}, the model gives {task}", f"use {', '.join(name for name, metric in METRICS.items() if metric.task == task)}")
     others = {}
     for name, metric in METRICS.items():
-        if metric.task != task:
+        if metric.task != task or metric.needs_package:
             continue
         try:
             metric(labels, predictions)
@@ -385,6 +389,50 @@ def _scores(data: Dataset, task: str, labels: np.ndarray, predictions: np.ndarra
             continue  # such as a correlation with constant labels; a gate on it then says that it is not there
         others[name] = metric
     return own | {name: metric for name, metric in others.items() if name not in own}
+
+
+def _scored_clips(
+    job: Job, flow: dict[str, Any], data: Dataset, clean: np.ndarray, rows: dict[str, np.ndarray], scores: dict[str, Metric]
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, Metric], np.ndarray]:
+    """Speech [clips, samples] becomes a row of scores for each clip, once: intervals and slices then draw from those.
+
+    Returns:
+        labels (all 0: scores need none any more), {row: [clips, metrics]}, the metrics as means of a column, and the scores of the noisy input.
+    """
+    from dataclasses import replace
+
+    import numpy as np
+
+    from edgekit.preprocess import preprocess
+
+    spec = read_json(job.inputs["export"] / "preprocess.json")
+    [wave] = flow["inputs"]
+    noisy = np.stack([preprocess(spec, data.clip(clip_id))[wave] for clip_id in data.ids])
+
+    def scored(waves: np.ndarray) -> np.ndarray:
+        return np.stack([metric.per_clip(np.float64(clean), np.float64(waves)) for metric in scores.values()], axis=-1)
+
+    def mean_of(column: int):
+        return lambda labels, values: values[..., column].mean(axis=-1)
+
+    means = {name: replace(metric, fn=mean_of(k), task=None, per_clip=None) for k, (name, metric) in enumerate(scores.items())}
+    found = {row: scored(waves) for row, waves in track(rows.items(), "scoring speech")}
+    return np.zeros(len(clean)), found, means, scored(noisy)
+
+
+def _gain(noisy: np.ndarray, rows: dict[str, np.ndarray], scores: dict[str, Metric], judge: _Judge) -> Row:
+    """The scores of what went in, and what each model adds to them."""
+    return {
+        "metrics": {name: metric(judge.labels, noisy) for name, metric in scores.items()},
+        "gain": {row: {name: judge.change(metric, noisy, values) for name, metric in scores.items()} for row, values in rows.items()},
+    }
+
+
+def _listed(labels: np.ndarray, rows: dict[str, np.ndarray], noisy: np.ndarray | None) -> dict[str, list]:
+    """Per clip, what the report draws: labels and predictions; of speech the first metric's scores, of what went in as label."""
+    if noisy is None:
+        return {"label": labels.tolist(), **{row: values.tolist() for row, values in rows.items()}}
+    return {"label": noisy[:, 0].tolist(), **{row: values[:, 0].tolist() for row, values in rows.items()}}
 
 
 class _Judge:
