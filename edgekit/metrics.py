@@ -388,8 +388,6 @@ def _parts(metric: Metric, labels: object, predictions: object) -> tuple[Floats,
         )
     if metric.task == "classes":
         _check_classes(metric, want, got)
-    if metric.task == "speech":
-        _refuse_silence(metric, want)
     if not np.isfinite(got).all():
         return ()
     if metric.task == "classes":
@@ -421,12 +419,6 @@ def _check_classes(metric: Metric, want: Floats, got: Floats) -> None:
     wrong = np.flatnonzero((want != np.round(want)) | (want < 0) | (want >= got.shape[-1]))
     if len(wrong):
         raise DataError(f"{metric.name}: label {wrong[0]} is {want[wrong[0]]:g}, not the index of one of {got.shape[-1]} classes", "the model's classes and the data set's must be the same")
-
-
-def _refuse_silence(metric: Metric, clean: Floats) -> None:
-    silent = np.flatnonzero(np.ptp(clean, axis=1) == 0)
-    if len(silent):
-        raise DataError(f"{metric.name}: the clean speech of clip {silent[0]} is silence, and {len(silent) - 1} others are", "leave clips without speech out of the test split")
 
 
 def _enough(labels: object) -> None:

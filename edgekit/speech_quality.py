@@ -1,6 +1,7 @@
 """How good denoised speech is, clip by clip, against the clean speech: what the metrics of the task "speech" are means of.
 
-Waves are [n, samples] at 16 kHz, of any scale, clean and estimate sample by sample the same time. One float64 per clip comes back.
+Waves are [n, samples] at 16 kHz, of any scale, clean and estimate sample by sample the same time. One float64 per clip comes back:
+NaN where the estimate is not finite. Clean speech that is silent is a DataError, since nothing can be as good as silence.
 
 - `si_sdr`: what of the estimate is the speech against what is not, in dB; the level does not count (Le Roux et al. 2019);
 - `stoi`: share of understandable speech, 0 to 1, from envelopes in 15 bands over 384 ms (Taal et al. 2011), by `pystoi`;
@@ -31,11 +32,11 @@ def si_sdr(clean: Floats, estimate: Floats) -> Floats:
     Means are removed, then t = <e, s> s / (|s|^2 + eps) and 10 log10(|t|^2 / (|e - t|^2 + eps) + eps) with eps = 1e-8.
     An estimate that is silent, or has nothing of the speech, is at -80 dB.
     """
-    return np.array([_si_sdr(s, e) for s, e in zip(clean, estimate, strict=True)])
+    return _by_clip("si_sdr", _si_sdr, clean, estimate)
 
 
 def _si_sdr(clean: Floats, estimate: Floats) -> float:
-    s, e = (np.asarray(wave, np.float64) - np.mean(wave, dtype=np.float64) for wave in (clean, estimate))
+    s, e = clean - clean.mean(), estimate - estimate.mean()
     target = (e @ s) / (s @ s + _EPS) * s
     rest = e - target
     return float(10 * np.log10((target @ target) / (rest @ rest + _EPS) + _EPS))
@@ -47,7 +48,7 @@ def stoi(clean: Floats, estimate: Floats) -> Floats:
     Raises:
         DataError: a clip with less than 384 ms of speech, of which there is none.
     """
-    return _by_clip("stoi", _stoi, clean, estimate)
+    return _by_clip("stoi", _once(_stoi), clean, estimate)
 
 
 def _stoi(clean: Floats, estimate: Floats) -> float:
@@ -69,7 +70,7 @@ def pesq(clean: Floats, estimate: Floats) -> Floats:
         ToolMissing: the package is not installed.
         DataError: a clip in which PESQ finds no utterance.
     """
-    return _by_clip("pesq", _pesq, clean, estimate)
+    return _by_clip("pesq", _once(_pesq), clean, estimate)
 
 
 def _pesq(clean: Floats, estimate: Floats) -> float:
@@ -85,23 +86,35 @@ def _pesq(clean: Floats, estimate: Floats) -> float:
         raise ValueError(f"no utterance long enough to be rated ({e})") from None
 
 
-# The slow ones take some 50 ms a clip, and a report asks for the same clips ten times: for a score, its interval, and each change.
-_known: dict[bytes, float] = {}
-
-
 def _by_clip(name: str, of_one: Callable[[Floats, Floats], float], clean: Floats, estimate: Floats) -> Floats:
-    """`of_one` of every clip, of each once in the life of the process."""
     found = []
     for i, pair in enumerate(zip(clean, estimate, strict=True)):
         s, e = (np.ascontiguousarray(wave, np.float64) for wave in pair)
-        key = hashlib.blake2b(name.encode() + b"\0" + s.tobytes() + e.tobytes(), digest_size=16).digest()
-        if key not in _known:
-            try:
-                _known[key] = of_one(s, e)
-            except ValueError as error:
-                raise DataError(f"{name}: clip {i} cannot be scored: {error}", f"leave it out of the test split, or drop `{name}` from the data set's `metrics`") from None
-        found.append(_known[key])
+        if not np.ptp(s) > 0:
+            raise DataError(f"{name}: the clean speech of clip {i} is silence", "leave clips without speech out of the test split")
+        try:
+            found.append(of_one(s, e) if np.isfinite(e).all() else float("nan"))
+        except ValueError as error:
+            raise DataError(f"{name}: clip {i} cannot be scored: {error}", f"leave it out of the test split, or drop `{name}` from the data set's `metrics`") from None
     return np.array(found)
+
+
+_known: dict[bytes, float] = {}
+
+
+def _once(of_one: Callable[[Floats, Floats], float]) -> Callable[[Floats, Floats], float]:
+    """The same function, but of each clip once in the life of the process.
+
+    The slow ones take some 100 ms a clip, and a comparison asks for the same clips for a score, its interval and each change.
+    """
+
+    def known(clean: Floats, estimate: Floats) -> float:
+        key = hashlib.blake2b(of_one.__name__.encode() + b"\0" + clean.tobytes() + estimate.tobytes(), digest_size=16).digest()
+        if key not in _known:
+            _known[key] = of_one(clean, estimate)
+        return _known[key]
+
+    return known
 
 
 def band_noise_reduction(noisy: Floats, clean: Floats, estimate: Floats, band_hz: tuple[float, float] = (1000.0, 3000.0), sizes: Stft | None = None) -> Floats:

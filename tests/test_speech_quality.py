@@ -123,9 +123,20 @@ def test_a_reference_that_is_silent_is_refused():
     clean, noisy = mixtures()
     silent = clean.copy()
     silent[[1, 3]] = 0
-    for name in ("si_sdr", "stoi", "pesq"):
-        with pytest.raises(DataError, match=f"{name}: the clean speech of clip 1 is silence, and 1 others are"):
-            METRICS[name](silent, noisy)
+    for name in ("si_sdr", "stoi"):
+        for score in (METRICS[name], METRICS[name].per_clip):
+            with pytest.raises(DataError, match=f"{name}: the clean speech of clip 1 is silence"):
+                score(silent, noisy)
+
+
+def test_an_estimate_that_is_not_finite_has_no_score_and_the_others_keep_theirs():
+    clean, noisy = mixtures()
+    for bad in (math.nan, math.inf):
+        broken = noisy.copy()
+        broken[2, 7] = bad
+        for score in (si_sdr, stoi):
+            got, want = score(clean, broken), score(clean, noisy)
+            assert np.isnan(got[2]) and np.array_equal(np.delete(got, 2), np.delete(want, 2))
 
 
 # --------------------------------------------------------------------------- noise in a band
