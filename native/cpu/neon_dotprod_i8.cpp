@@ -9,6 +9,12 @@
 namespace ek {
 namespace {
 
+// Every lane of sum gets the dot product of its 4 bytes of w with 4 bytes of x; see add_product for why it is not the intrinsic.
+template <int kLane>
+EK_INLINE void add_dots(s32x4& sum, int8x16_t w, int8x16_t x) {
+  asm("sdot %0.4s, %1.16b, %2.4b[%3]" : "+w"(sum) : "w"(w), "w"(x), "i"(kLane));
+}
+
 struct DotMac {
   static constexpr int kPanel = 8, kColumns = 4;
   static constexpr int kInputs = 4, kVectorInputs = 4;
@@ -33,8 +39,8 @@ struct DotMac {
     for (int n = 0; n < N; n++)
 #pragma GCC unroll 2
       for (int m = 0; m < 2; m++) {
-        p[m][n] = vdotq_laneq_s32(p[m][n], v[m], a[n], kLane);
-        q[m][n] = vdotq_laneq_s32(q[m][n], v[m], b[n], kLane);
+        add_dots<kLane>(p[m][n], v[m], a[n]);
+        add_dots<kLane>(q[m][n], v[m], b[n]);
       }
   }
 
@@ -95,8 +101,8 @@ struct DotMac {
 #pragma GCC unroll 2
       for (int m = 0; m < 2; m++) {
         const int8x16_t v = vld1q_s8(w + (2 * g + m) * 16);
-        sum[0][g][m] = vdotq_laneq_s32(sum[0][g][m], v, x0, kLane);
-        sum[1][g][m] = vdotq_laneq_s32(sum[1][g][m], v, x1, kLane);
+        add_dots<kLane>(sum[0][g][m], v, x0);
+        add_dots<kLane>(sum[1][g][m], v, x1);
       }
   }
 
@@ -113,8 +119,11 @@ struct DotMac {
       for (; left >= 16; left -= 16, x0 += 16, x1 += 16, w += 4 * kFour) {
         const int8x16_t v0 = vld1q_s8(x0), v1 = vld1q_s8(x1);
         gate_step<0, kGates>(sum, w, v0, v1);
+        hold_loads();
         gate_step<1, kGates>(sum, w + kFour, v0, v1);
+        hold_loads();
         gate_step<2, kGates>(sum, w + 2 * kFour, v0, v1);
+        hold_loads();
         gate_step<3, kGates>(sum, w + 3 * kFour, v0, v1);
       }
       if (left > 0) {
@@ -139,7 +148,7 @@ struct DotMac {
   template <int kLane>
   static EK_INLINE void dense_step(s32x4 (&sum)[4], const int8_t* w, int8x16_t x) {
 #pragma GCC unroll 4
-    for (int m = 0; m < 4; m++) sum[m] = vdotq_laneq_s32(sum[m], vld1q_s8(w + 16 * m), x, kLane);
+    for (int m = 0; m < 4; m++) add_dots<kLane>(sum[m], vld1q_s8(w + 16 * m), x);
   }
 
   static EK_INLINE void dense_sums(const int8_t* x, int n, const int8_t* w, s32x4 (&to)[4]) {

@@ -68,15 +68,15 @@ EK_INLINE void complex_step(f32x4 (&re)[2][N], f32x4 (&im)[2][N], const float* w
   for (int n = 0; n < N; n++)
 #pragma GCC unroll 2
     for (int m = 0; m < 2; m++) {
-      re[m][n] = vfmaq_laneq_f32(re[m][n], wr[m], xr[n], kLane);
-      im[m][n] = vfmaq_laneq_f32(im[m][n], wr[m], xi[n], kLane);
+      add_product<kLane>(re[m][n], wr[m], xr[n]);
+      add_product<kLane>(im[m][n], wr[m], xi[n]);
     }
 #pragma GCC unroll 8
   for (int n = 0; n < N; n++)
 #pragma GCC unroll 2
     for (int m = 0; m < 2; m++) {
-      re[m][n] = vfmsq_laneq_f32(re[m][n], wi[m], xi[n], kLane);
-      im[m][n] = vfmaq_laneq_f32(im[m][n], wi[m], xr[n], kLane);
+      subtract_product<kLane>(re[m][n], wi[m], xi[n]);
+      add_product<kLane>(im[m][n], wi[m], xr[n]);
     }
 }
 
@@ -116,7 +116,7 @@ EK_INLINE void real_step(f32x4 (&sum)[2][N], const float* w, const f32x4 (&x)[N]
 #pragma GCC unroll 8
   for (int n = 0; n < N; n++)
 #pragma GCC unroll 2
-    for (int m = 0; m < 2; m++) sum[m][n] = vfmaq_laneq_f32(sum[m][n], v[m], x[n], kLane);
+    for (int m = 0; m < 2; m++) add_product<kLane>(sum[m][n], v[m], x[n]);
 }
 
 // One of Gauss's products, over plane 0 (real), 1 (imaginary) or 2 (their sum) of the input. to = from + product.
@@ -232,7 +232,7 @@ EK_INLINE void gate_step(f32x4 (&sum)[2][kGates][2], const float* w, const f32x4
     for (int m = 0; m < 2; m++) {
       const f32x4 v = vld1q_f32(w + g * kUnits + 4 * m);
 #pragma GCC unroll 2
-      for (int k = 0; k < 2; k++) sum[k][g][m] = vfmaq_laneq_f32(sum[k][g][m], v, x[k], kLane);
+      for (int k = 0; k < 2; k++) add_product<kLane>(sum[k][g][m], v, x[k]);
     }
 }
 
@@ -250,8 +250,11 @@ EK_APART const float* gate_sums(const void* const* const (&x)[2], const int* seg
     for (int i = 0; i < segment[s]; i += 4, w += 4 * kGates * kUnits) {
       const f32x4 v[2] = {vld1q_f32(x0 + i), vld1q_f32(x1 + i)};
       gate_step<0, kGates>(sum, w, v);
+      hold_loads();
       gate_step<1, kGates>(sum, w + kGates * kUnits, v);
+      hold_loads();
       gate_step<2, kGates>(sum, w + 2 * kGates * kUnits, v);
+      hold_loads();
       gate_step<3, kGates>(sum, w + 3 * kGates * kUnits, v);
     }
   }
@@ -307,7 +310,7 @@ void pack_dense(const DenseSpec* spec, void* memory, Dense* dense) { place_dense
 template <int kLane>
 EK_INLINE void dense_step(f32x4 (&sum)[4], const float* w, f32x4 x) {
 #pragma GCC unroll 4
-  for (int m = 0; m < 4; m++) sum[m] = vfmaq_laneq_f32(sum[m], vld1q_f32(w + 4 * m), x, kLane);
+  for (int m = 0; m < 4; m++) add_product<kLane>(sum[m], vld1q_f32(w + 4 * m), x);
 }
 
 void dense(const Dense* dense, const void* vector, float* y, int first_item, int last_item) {

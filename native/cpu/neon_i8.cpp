@@ -91,16 +91,14 @@ struct WideningMac {
     return packed;
   }
 
-  static EK_INLINE s32x4 add_products(s32x4 sum, int8x16_t w, int8x16_t x) {
-    return vpadalq_s16(sum, vmlal_high_s8(vmull_s8(vget_low_s8(w), vget_low_s8(x)), w, x));
+  static EK_INLINE void add_products(s32x4& sum, int8x16_t w, int8x16_t x) {
+    sum = vpadalq_s16(sum, vmlal_high_s8(vmull_s8(vget_low_s8(w), vget_low_s8(x)), w, x));
   }
 
   template <int kGates>
   static EK_INLINE void gate_sums(const void* const* const (&x)[2], const int* segment, int n_segments, const int8_t* w,
                                   s32x4 (&to)[2][kGates][2]) {
-#pragma GCC unroll 4
     for (int g = 0; g < kGates; g++)
-#pragma GCC unroll 2
       for (int m = 0; m < 2; m++) {
         s32x4 sum[4][2];
 #pragma GCC unroll 4
@@ -112,8 +110,8 @@ struct WideningMac {
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++, w += 16) {
               const int8x16_t row = vld1q_s8(w);
-              sum[j][0] = add_products(sum[j][0], row, v0);
-              sum[j][1] = add_products(sum[j][1], row, v1);
+              add_products(sum[j][0], row, v0);
+              add_products(sum[j][1], row, v1);
             }
           }
         }
@@ -138,7 +136,7 @@ struct WideningMac {
       for (int i = 0; i < n; i += 16) {
         const int8x16_t v = vld1q_s8(x + i);
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++, w += 16) sum[j] = add_products(sum[j], vld1q_s8(w), v);
+        for (int j = 0; j < 4; j++, w += 16) add_products(sum[j], vld1q_s8(w), v);
       }
       to[m] = row_sums(sum[0], sum[1], sum[2], sum[3]);
     }
