@@ -7,17 +7,21 @@ float32 tensors on a CPU go to the fused kernels; `native_ops` says whether that
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.errors import UsageError
+from edgekit.errors import ToolMissing, UsageError
+from edgekit.native import LIBRARY_VARIABLE
 
 if TYPE_CHECKING:
     import onnx
     from torch import Tensor
 
-LIBRARY = "libedgekit_torch.so"
+TORCH_LIBRARY, OPENVINO_LIBRARY = "libedgekit_torch.so", "libedgekit_openvino.so"
 ONNX_DOMAIN = "edgekit"
+_INSTALL = "pip install --no-build-isolation ./native  # in the environment that has torch and openvino"
 
 # What native/include/edgekit/ops.h promises; beyond it the plain form computes.
 _MAX_TAPS, _MAX_KERNEL, _MAX_STRIDE, _MAX_PADDING, _MAX_CHANNELS = 32, 64, 16, 4096, 4096
@@ -121,12 +125,26 @@ def block_weight(w: Tensor, is_transposed: bool = False) -> Tensor:
 
 def native_ops() -> tuple[bool, str]:
     """(whether the fused torch ops are used, their library or why there is none and what to do)."""
-    path, missing = _library()
+    path, missing = _library(TORCH_LIBRARY, "torch")
     if missing:
-        return False, missing
+        return False, f"{missing}\n  hint: {_INSTALL}"
     if not _use_native():
         return False, f"{path} cannot be loaded by this torch: {_failure}"
     return True, str(path)
+
+
+def openvino_extension() -> Path:
+    """What `openvino.Core.add_extension` takes to run `edgekit.ComplexConv2d` and its transposed form by the fused kernels.
+
+    It loads into the OpenVINO version that it was built with.
+
+    Raises:
+        ToolMissing: edgekit-native is not installed, or was built without OpenVINO.
+    """
+    path, missing = _library(OPENVINO_LIBRARY, "openvino")
+    if path is None:
+        raise ToolMissing(missing, _INSTALL)
+    return path
 
 
 def onnx_functions() -> list[onnx.FunctionProto]:
@@ -197,17 +215,21 @@ def _is_fused(x: Tensor, w: Tensor, b: Tensor | None, stride: tuple[int, int], p
     return max(w.shape[1:3]) <= _MAX_CHANNELS and max(stride) <= _MAX_STRIDE and max(padding) <= _MAX_PADDING and _use_native()
 
 
-def _library() -> tuple[Path | None, str]:
-    """(torch op library, why there is none)."""
-    from importlib.util import find_spec
-
+def _native_folder() -> Path | None:
+    """Where the libraries lie: as edgekit.native finds its own, but nothing is imported (torch.compile asks while it traces)."""
+    if named := os.environ.get(LIBRARY_VARIABLE):
+        return Path(named) if Path(named).is_dir() else Path(named).parent
     spec = find_spec("edgekit_native")
-    if spec is None or not spec.submodule_search_locations:
-        return None, "edgekit-native is not installed: `pip install --no-build-isolation ./native` (torch's headers are needed at build time)"
-    path = Path(spec.submodule_search_locations[0]) / LIBRARY
-    if not path.is_file():
-        return None, "edgekit-native was built without torch's headers: `pip install --no-build-isolation ./native` beside torch"
-    return path, ""
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def _library(name: str, built_with: str) -> tuple[Path | None, str]:
+    """(a library of edgekit-native, why there is none)."""
+    folder = _native_folder()
+    if folder is None:
+        return None, "edgekit-native is not installed"
+    path = folder / name
+    return (path, "") if path.is_file() else (None, f"{folder} has no {name}: it was built where {built_with} was not to be seen")
 
 
 _state: bool | None = None
@@ -218,7 +240,7 @@ def _use_native() -> bool:
     """Whether torch.ops.edgekit has the fused ops; they are loaded by the first call."""
     global _state, _failure
     if _state is None:
-        path, missing = _library()
+        path, missing = _library(TORCH_LIBRARY, "torch")
         _state = False
         if not missing:
             import torch
