@@ -37,7 +37,7 @@ def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Sour
     path = recipe.file("load.checkpoint")
     files["checkpoint"] = FileSource(path)
     # `x.safetensors` may have `x.json` beside it, which says how it was trained.
-    provenance = path.with_suffix(".json")
+    provenance = checkpoint.provenance_of(path)
     if provenance.is_file():
         files["provenance"] = FileSource(provenance)
     return spec, files
