@@ -20,7 +20,8 @@ def kernels(sizes: Stft) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_a_spectrum_is_the_wave_through_the_reference_s_kernel(sizes, rng=np.random.default_rng(1)):
+def test_a_spectrum_is_the_wave_through_the_reference_s_kernel(sizes):
+    rng = np.random.default_rng(1)
     wave = rng.standard_normal(1000)
     forth, _ = kernels(sizes)
     padded = np.concatenate([np.zeros(sizes.pad), wave, np.zeros(sizes.pad)])
@@ -33,7 +34,8 @@ def test_a_spectrum_is_the_wave_through_the_reference_s_kernel(sizes, rng=np.ran
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_a_wave_is_the_spectrum_through_the_reference_s_pseudo_inverse(sizes, rng=np.random.default_rng(2)):
+def test_a_wave_is_the_spectrum_through_the_reference_s_pseudo_inverse(sizes):
+    rng = np.random.default_rng(2)
     frames = 0.1 * rng.standard_normal((9, 2, sizes.bins))
     _, back = kernels(sizes)
     length = 8 * sizes.hop_length + sizes.win_length
@@ -47,7 +49,8 @@ def test_a_wave_is_the_spectrum_through_the_reference_s_pseudo_inverse(sizes, rn
     assert np.abs(got - want).max() < 1e-6
 
 
-def test_there_and_back_leaves_all_but_the_mean(rng=np.random.default_rng(3)):
+def test_there_and_back_leaves_all_but_the_mean():
+    rng = np.random.default_rng(3)
     t = np.arange(8000) / 16_000
     wave = 0.3 * np.sin(2 * np.pi * 440 * t) + 0.05 * rng.standard_normal(8000)
     sizes = Stft()
@@ -63,7 +66,8 @@ def test_a_wave_is_kept_within_full_scale():
 
 @pytest.mark.parametrize("chunk", [0, 1, 7])
 @pytest.mark.parametrize("delay", [0, 3])
-def test_masks_of_one_that_come_late_give_the_wave_back(chunk, delay, rng=np.random.default_rng(4)):
+def test_masks_of_one_that_come_late_give_the_wave_back(chunk, delay):
+    rng = np.random.default_rng(4)
     sizes = Stft(128, 32, 128)
     step = {**sizes.to_json(), "delay": delay, "mask": "C", "samples": 1600} | ({"chunk": chunk} if chunk else {})
     wave = 0.1 * rng.standard_normal(1600)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.backends import EngineKit, Kit
 from edgekit.errors import TargetError
-from edgekit.formats import write_json
+from edgekit.formats import read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 EXECUTES = True
 FILE = "model.ekd"
 VERSION = "1"
+MODELS = ("dccrn", "dccrnpp")
 
 
 def versions(target: Mapping[str, Any]) -> dict[str, str | None]:
@@ -72,21 +73,19 @@ def compile(kit: Kit, out: Path) -> None:
     Raises:
         TargetError: the model is no DCCRN that can stream, or layers that the engine computes in INT8 are not.
     """
-    from edgekit import native_format
-    from edgekit.float_model import FloatModel
+    from safetensors.numpy import load_file
 
-    model = FloatModel.open(kit.source)
-    if model.meta["model"] not in ("dccrn", "dccrnpp") or len(kit.engines) != 1:
-        raise TargetError(f"target `{kit.target['name']}`: the native engine computes DCCRN only, not `{model.meta['model']}`", "choose another target for this model")
-    config = model.config
-    if config.is_bidirectional:
+    from edgekit import native_format
+
+    model = read_json(kit.source / "model.json")
+    if model["model"] not in MODELS or len(kit.engines) != 1:
+        raise TargetError(f"target `{kit.target['name']}`: the native engine computes DCCRN only, not `{model['model']}`", "choose another target for this model")
+    config = model["config"]
+    if config["is_bidirectional"]:
         raise TargetError(f"target `{kit.target['name']}`: a bidirectional GRU cannot stream", "use a causal configuration, such as `half_causal`")
     [engine] = kit.engines
-    state = {name: value.numpy() for name, value in model.module().state_dict().items() if value.is_floating_point()}
-    speech = native_format.from_state(
-        state, sample_rate_hz=config.sample_rate_hz, n_fft=config.n_fft, win_length=config.win_length, hop_length=config.hop_length,
-        mask=config.mask, look_ahead=config.look_ahead,
-    )  # fmt: skip
+    sizes = {name: config[name] for name in ("sample_rate_hz", "n_fft", "win_length", "hop_length", "mask", "look_ahead")}
+    speech = native_format.from_state(load_file(kit.source / "model.safetensors"), **sizes)
     if engine.int8:
         speech = _integers(speech, engine, kit.target["name"])
     path = native_format.write(speech, _made(out / "engines" / engine.name) / FILE)

@@ -40,10 +40,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint", "paths in a recipe are relative to the recipe")
-    if path.name.endswith(PACKED):
-        state = _read_packed(path)
-    else:
-        state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    readers = {".xz": _read_packed, ".safetensors": _read_safetensors}
+    state = readers.get(path.suffix, _read_torch)(path)
     for wrapper in WRAPPERS:
         if isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]

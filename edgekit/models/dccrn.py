@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -205,7 +206,7 @@ class DCCRN(nn.Module):
         widths = [2, *cfg.channels]
         self.look_ahead, self.mask_kind, self.rows = cfg.look_ahead, cfg.mask, cfg.rows
         self.encoder = nn.ModuleList(
-            nn.Sequential(ComplexConv2d(a // 2, b // 2), nn.BatchNorm2d(b), nn.PReLU()) for a, b in zip(widths, widths[1:], strict=False)
+            nn.Sequential(ComplexConv2d(a // 2, b // 2), nn.BatchNorm2d(b), nn.PReLU()) for a, b in pairwise(widths)
         )
         deep = widths[-1] // 2 * cfg.rows
         directions = 1 + cfg.is_bidirectional

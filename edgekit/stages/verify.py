@@ -489,7 +489,7 @@ def _other_outputs(flow: dict[str, Any], want: dict, got: dict, scores: dict[str
             continue
         for row, values in (("float", want[f"original/{name}"]), ("pruned", want[f"pruned/{name}"]), ("artifact", got[name])):
             for metric in scores.values():
-                if metric.task in ("classes", "timeline") or (metric.needs_varied_labels and labels.min() == labels.max()):
+                if metric.task not in ("value", None) or (metric.needs_varied_labels and labels.min() == labels.max()):
                     continue
                 found.setdefault(name, {}).setdefault(row, {})[metric.name] = metric(labels, values)
     return found

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgekit import graph, losses, models, pruning
+from edgekit import graph, losses, models
 from edgekit.errors import CheckpointError
 from edgekit.float_model import torch_session
 from edgekit.flow import run_flow, runs_per_window
