@@ -4,6 +4,6 @@
 
 namespace ek {
 
-extern const Row avx2_f32 = row_of<F32<Vec8>>("avx2_f32", EK_F32, 2, 0);
+extern const Row avx2_f32 = f32_row<Vec8>("avx2_f32");
 
 }  // namespace ek

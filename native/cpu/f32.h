@@ -1,4 +1,9 @@
-// f32 for x86.h, for vectors of any width.
+// f32 for x86.h, for vectors of any width: four multiplications per complex product, or Gauss's three.
+//
+// Gauss: s = Wr (xr + xi), im = s + (Wi - Wr) xr, re = s - (Wr + Wi) xi. Frames then hold re + im as third plane. These are three passes over
+// the taps, each with its own weights and its own plane; one pass with three sums per output would need more registers than there are.
+// Weights are half as many bytes again, which below 8 columns costs more time than the multiplications saved; and a single panel would be
+// bound by loads.
 #ifndef EK_CPU_F32_H
 #define EK_CPU_F32_H
 
@@ -46,6 +51,125 @@ struct F32 {
     if (planes == 3) V::store(row + 2 * plane, re + im);
   }
 };
+
+constexpr int kGaussFlag = 1 << 16;     // in Conv::block
+constexpr int kGaussColumns = 16;       // an item: all of them before the next pass, so that a pass's weights are read from near
+constexpr int kGaussPanels = 2;
+constexpr int kGaussPasses = 3;
+constexpr int kGaussPlane[kGaussPasses] = {2, 0, 1};
+
+template <class V>
+EK_INLINE bool gauss_pays(const ConvSpec* spec) { return spec->algorithm == EK_GAUSS && spec->columns >= 8 && spec->c_out > V::kLanes; }
+
+// sums[column][panel] += or -= weights x one plane of the input, in registers.
+template <class V, int kColumns, int kPanels>
+void gauss_pass(const Conv* conv, const Tap* taps, int pass, int column, const float* w, float* sums) {
+  typename V::Floats sum[kColumns][kPanels];
+#pragma GCC unroll 8
+  for (int n = 0; n < kColumns; n++)
+#pragma GCC unroll 2
+    for (int m = 0; m < kPanels; m++) {
+      sum[n][m] = V::load(sums + (n * kPanels + m) * V::kLanes);
+      if (pass == 2) sum[n][m] = V::zero() - sum[n][m];
+    }
+  for (int t = 0; t < conv->n_taps; t++) {
+    const ptrdiff_t step = conv->step[t];
+    const float* x = static_cast<const float*>(taps[t].x) + column * step + kGaussPlane[pass] * rounded(conv->c_in[t]);
+#pragma GCC unroll 2
+    for (int k = 0; k < conv->c_in[t]; k++, x++, w += kPanels * V::kLanes) {
+      typename V::Floats weights[kPanels];
+#pragma GCC unroll 2
+      for (int m = 0; m < kPanels; m++) weights[m] = V::load(w + m * V::kLanes);
+#pragma GCC unroll 8
+      for (int n = 0; n < kColumns; n++) {
+        const auto v = V::all(x[n * step]);
+#pragma GCC unroll 2
+        for (int m = 0; m < kPanels; m++) sum[n][m] = V::plus_product(weights[m], v, sum[n][m]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int n = 0; n < kColumns; n++)
+#pragma GCC unroll 2
+    for (int m = 0; m < kPanels; m++) V::store(sums + (n * kPanels + m) * V::kLanes, pass == 2 ? V::zero() - sum[n][m] : sum[n][m]);
+}
+
+template <class V, int kPanels>
+EK_INLINE void gauss_columns(const Conv* conv, const Tap* taps, int pass, int column, int columns, const float* w, float* sums) {
+  constexpr int kMost = V::kLanes == 16 ? 8 : 4;
+  int n = 0;
+  for (; n + kMost <= columns; n += kMost) gauss_pass<V, kMost, kPanels>(conv, taps, pass, column + n, w, sums + n * kPanels * V::kLanes);
+  for (; n < columns; n++) gauss_pass<V, 1, kPanels>(conv, taps, pass, column + n, w, sums + n * kPanels * V::kLanes);
+}
+
+template <class V, int kPanels>
+void gauss_item(const Conv* conv, const Tap* taps, const Out* out, int column, int columns, int panel, const float* w) {
+  constexpr int kRow = kPanels * V::kLanes;
+  alignas(64) float re[kGaussColumns * kRow], im[kGaussColumns * kRow];
+  const size_t pass_weights = panel_bytes<F32<V>>(conv, 1) / sizeof(float) * kPanels;
+  for (int i = 0; i < columns * kRow; i++) re[i] = 0.0f;
+  gauss_columns<V, kPanels>(conv, taps, 0, column, columns, w, re);
+  for (int i = 0; i < columns * kRow; i++) im[i] = re[i];
+  gauss_columns<V, kPanels>(conv, taps, 1, column, columns, w + pass_weights, im);
+  gauss_columns<V, kPanels>(conv, taps, 2, column, columns, w + 2 * pass_weights, re);
+  const auto slope = V::all(conv->slope);
+  for (int n = 0; n < columns; n++)
+    for (int m = 0; m < kPanels; m++) {
+      const int c = (panel + m) * V::kLanes, at = n * kRow + m * V::kLanes;
+      write_complex<F32<V>>(out, column + n, c, affine<V>(V::load(re + at), conv->gain[0] + c, conv->bias[0] + c, slope),
+                            affine<V>(V::load(im + at), conv->gain[1] + c, conv->bias[1] + c, slope), conv->inv_scale, 3);
+    }
+}
+
+template <class V>
+size_t f32_conv_bytes(const ConvSpec* spec) {
+  char* weights;
+  if (gauss_pays<V>(spec)) return place_conv<F32<V>>(spec, nullptr, nullptr, Cut{kGaussPanels, kGaussColumns}, kGaussPasses, &weights);
+  return conv_bytes<F32<V>>(spec);
+}
+
+template <class V>
+void f32_pack_conv(const ConvSpec* spec, void* memory, Conv* conv) {
+  if (!gauss_pays<V>(spec)) return pack_conv<F32<V>>(spec, memory, conv);
+  char* w;
+  place_conv<F32<V>>(spec, static_cast<char*>(memory), conv, Cut{kGaussPanels, kGaussColumns}, kGaussPasses, &w);
+  conv->block |= kGaussFlag;
+  const float *w_re = spec->w[0], *w_im = spec->w[1];
+  const int panels = conv->c_out / V::kLanes;
+  for (int panel = 0; panel < panels; panel += kGaussPanels)
+    for (int pass = 0; pass < kGaussPasses; pass++)
+      visit_group<F32<V>>(spec, panel, smaller(panel + kGaussPanels, panels), [&](int tap, int step, int m, size_t at) {
+        fill_vector<F32<V>>(spec, tap, step, m, at, w,
+                            [&](size_t i) { return pass == 0 ? w_re[i] : pass == 1 ? w_im[i] - w_re[i] : w_re[i] + w_im[i]; });
+        w += kVectorBytes<F32<V>>;
+      });
+}
+
+template <class V>
+void f32_conv(const Conv* packed, const Tap* taps, const Out* out, int first_item, int last_item) {
+  if (!(packed->block & kGaussFlag)) return conv<F32<V>>(packed, taps, out, first_item, last_item);
+  const int column_blocks = blocks_of(packed->columns, kGaussColumns), panels = packed->c_out / V::kLanes;
+  const char* weights = static_cast<const char*>(packed->weights) + static_cast<size_t>(packed->c_out) * sizeof(int32_t);
+  const size_t bytes = panel_bytes<F32<V>>(packed, kGaussPasses);
+  for (int item = first_item; item < last_item; item++) {
+    const int panel = item / column_blocks * kGaussPanels, column = item % column_blocks * kGaussColumns;
+    const int columns = smaller(kGaussColumns, packed->columns - column);
+    const auto* w = reinterpret_cast<const float*>(weights + panel * bytes);
+    if (panels - panel >= kGaussPanels)
+      gauss_item<V, kGaussPanels>(packed, taps, out, column, columns, panel, w);
+    else
+      gauss_item<V, 1>(packed, taps, out, column, columns, panel, w);
+  }
+}
+
+template <class V>
+constexpr Row f32_row(const char* name) {
+  Row row = row_of<F32<V>>(name, EK_F32, 2, 0);
+  row.conv_bytes = f32_conv_bytes<V>;
+  row.pack_conv = f32_pack_conv<V>;
+  row.conv = f32_conv<V>;
+  return row;
+}
 
 }  // namespace
 }  // namespace ek
