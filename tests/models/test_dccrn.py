@@ -42,6 +42,7 @@ def lively(cfg: dccrn.Config, seed: int = 3) -> dccrn.DCCRN:
                 sub.running_var.uniform_(0.5, 1.5)
             if isinstance(sub, (nn.Conv2d, nn.ConvTranspose2d)):
                 sub.bias.uniform_(-0.3, 0.3)
+                sub.weight.normal_(std=(20 * sub.in_channels) ** -0.5)  # ten taps, real and imaginary: sums of the size of their inputs
     return module.eval()
 
 
