@@ -9,8 +9,11 @@
 namespace ek {
 namespace cuda {
 
+// Blocks that a multiprocessor should be able to hold. Said aloud, since ptxas otherwise saves registers for more, and spills for it.
+constexpr int kBlocks = 1;
+
 template <class In, class Out, bool kParts, int CT, int NT>
-__global__ void __launch_bounds__(kThreads) conv_kernel(const Conv p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) conv_kernel(const Conv p) {
   using Thread = ConvThread<In, Out, kParts, CT, NT>;
   __shared__ Complex shared[Thread::kShared];
   const int block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
@@ -22,7 +25,7 @@ __global__ void __launch_bounds__(kThreads) conv_kernel(const Conv p) {
 }
 
 template <class Number, int NT>
-__global__ void __launch_bounds__(kThreads) recurrent_kernel(const Recurrent p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) recurrent_kernel(const Recurrent p) {
   using Thread = RecurrentThread<Number, NT>;
   __shared__ float shared[Thread::kShared];
   const int block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
@@ -36,13 +39,13 @@ __global__ void __launch_bounds__(kThreads) recurrent_kernel(const Recurrent p) 
 }
 
 template <int>
-__global__ void __launch_bounds__(kThreads) intake_kernel(const Intake p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) intake_kernel(const Intake p) {
   const bool fine = intake_thread(p, static_cast<int>(blockIdx.x * kThreads + threadIdx.x));
   if (!fine) atomicAdd(p.bad_values, 1u);
 }
 
 template <class Number, int CT>
-__global__ void __launch_bounds__(kThreads) tensor_kernel(const Tensor p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) tensor_kernel(const Tensor p) {
   using Thread = TensorThread<Number, CT>;
   __shared__ Complex shared[Thread::kShared];
   const int tile = static_cast<int>(blockIdx.y), thread = static_cast<int>(threadIdx.x);

@@ -5,9 +5,9 @@
 
 #include "indexing.h"
 
-#if !defined(__CUDACC__) && !defined(__CUDACC_RTC__)
-#include <cmath>
-#include <cstring>
+#if !defined(__CUDACC_RTC__)
+#include <math.h>
+#include <string.h>
 #endif
 
 namespace ek {
@@ -44,49 +44,43 @@ struct alignas(sizeof(T) * N) Packet {
 
 constexpr float kHalfMax = 65504.0f;
 
-#if defined(__CUDA_ARCH__)
+// One signature for both sides, as CUDA wants it; only the bodies differ. The CPU's: round to nearest, ties to even, subnormals kept.
 EK_BOTH float to_float(Half h) {
   float f;
+#if defined(__CUDA_ARCH__)
   asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h.bits));
-  return f;
-}
-EK_BOTH Half to_half(float f) {
-  f = f > kHalfMax ? kHalfMax : f < -kHalfMax ? -kHalfMax : f;  // fp16 saturates; NaN stays NaN
-  Half h;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(f));
-  return h;
-}
 #else
-// The same on a CPU: round to nearest, ties to even, subnormals kept.
-inline float to_float(Half h) {
   const unsigned sign = static_cast<unsigned>(h.bits & 0x8000) << 16, exponent = (h.bits >> 10) & 31, fraction = h.bits & 1023;
-  float f;
   if (exponent == 0) {
     f = static_cast<float>(fraction) * (1.0f / 16777216.0f);
     return sign ? -f : f;
   }
   const unsigned bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13;
   ::memcpy(&f, &bits, 4);
+#endif
   return f;
 }
-inline Half to_half(float f) {
-  f = f > kHalfMax ? kHalfMax : f < -kHalfMax ? -kHalfMax : f;
+EK_BOTH Half to_half(float f) {
+  f = f > kHalfMax ? kHalfMax : f < -kHalfMax ? -kHalfMax : f;  // fp16 saturates; NaN stays NaN
+  Half h;
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(f));
+#else
   unsigned bits;
   ::memcpy(&bits, &f, 4);
   const unsigned sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
-  unsigned h;
+  unsigned number;
   if (magnitude > 0x7f800000) {
-    h = 0x7e00;
+    number = 0x7e00;
   } else if (magnitude < 0x38800000) {  // below the smallest normal number, 2^-14: count steps of 2^-24
-    float m;
-    ::memcpy(&m, &magnitude, 4);
-    h = static_cast<unsigned>(::nearbyintf(m * 16777216.0f));
+    number = static_cast<unsigned>(::nearbyintf((f < 0 ? -f : f) * 16777216.0f));
   } else {
-    h = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    number = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
   }
-  return Half{static_cast<unsigned short>(sign | h)};
-}
+  h.bits = static_cast<unsigned short>(sign | number);
 #endif
+  return h;
+}
 EK_BOTH float to_float(float f) { return f; }
 
 EK_BOTH Complex widen(Complex v) { return v; }
@@ -98,13 +92,8 @@ EK_BOTH void store(Half* at, float v) { *at = to_half(v); }
 
 EK_BOTH bool is_finite(float v) { return v - v == 0.0f; }  // NaN and infinities give NaN
 
-#if defined(__CUDA_ARCH__)
-EK_BOTH float exponential(float v) { return expf(v); }
-EK_BOTH float tangent_h(float v) { return tanhf(v); }
-#else
-inline float exponential(float v) { return ::expf(v); }
-inline float tangent_h(float v) { return ::tanhf(v); }
-#endif
+EK_BOTH float exponential(float v) { return ::expf(v); }
+EK_BOTH float tangent_h(float v) { return ::tanhf(v); }
 EK_BOTH float sigmoid(float v) { return 1.0f / (1.0f + exponential(-v)); }
 EK_BOTH float leaky(float v, float slope) { return v > 0.0f ? v : slope * v; }
 

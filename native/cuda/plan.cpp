@@ -1,11 +1,11 @@
-#include "plan.h"
+#include "cuda/plan.h"
 
 #include <algorithm>
 #include <cstring>
 #include <limits>
 
-#include "numbers.h"
-#include "threads.h"
+#include "cuda/numbers.h"
+#include "cuda/threads.h"
 
 namespace ek {
 namespace cuda {
@@ -496,8 +496,8 @@ bool plan_tensor(Tensor* p, int* ct, int* blocks_x, int* blocks_y) {
   const int taps = p->kernel_f * p->kernel_t, room = TensorThread<float, 8>::kShared;
   if (taps < 1 || taps * *ct > room) return false;
   p->chunk = std::min(p->c_in, room / (taps * *ct));
-  const long long positions = static_cast<long long>(p->n) * p->f_out * p->t_out;
-  if (positions < 1 || positions > std::numeric_limits<int>::max() - kThreads) return false;
+  const double positions = static_cast<double>(p->n) * p->f_out * p->t_out;
+  if (!(positions >= 1 && positions <= std::numeric_limits<int>::max() - kThreads)) return false;
   *blocks_x = tiles(static_cast<int>(positions), kThreads);
   *blocks_y = tiles(p->c_out, *ct);
   return *blocks_y <= 65535;

@@ -77,6 +77,8 @@ EK_BOTH void multiply_add_parts(Complex& sum, Complex w, Complex x) {
 template <class In, class Out, bool kParts, int CT, int NT>
 struct ConvThread {
   static constexpr int kValues = CT * NT;
+  // Loads in flight hide latency where a thread sums little; where it sums much, registers are dearer.
+  static constexpr int kUnroll = kValues <= 4 ? 8 : kValues <= 8 ? 4 : 2;
   static constexpr int kShared = kValues * kPitch;  // Complex numbers
   using Shared = Complex;
 
@@ -110,7 +112,7 @@ struct ConvThread {
       }
       const int window = window_pairs(phase, source.ring), terms = frames * window;
 #if defined(__CUDA_ARCH__)
-#pragma unroll 4
+#pragma unroll kUnroll
 #endif
       for (int term = place.split; term < terms; term += splits) {
         const Packet<Pair<In>, CT> w = *reinterpret_cast<const Packet<Pair<In>, CT>*>(weights + term * tile_channels);
