@@ -19,11 +19,15 @@ demo: venv
 
 venv: $(READY)
 
-$(READY): pyproject.toml
+# The native engine is a package of its own: edgekit works without it, but for the targets that run it.
+NATIVE_SOURCES := $(shell find native -type f -not -path 'native/build/*')
+
+$(READY): pyproject.toml $(NATIVE_SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.12 ..."; exit 5; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_INDEX) "$(TORCH)"
 	$(BIN)/python -m pip install --quiet -e '.[openvino,tflite,train,dev]'
+	$(BIN)/python -m pip install --quiet ./native
 	touch $@
 
 test: venv
