@@ -87,7 +87,7 @@ def compile(kit: Kit, out: Path) -> None:
     sizes = {name: config[name] for name in ("sample_rate_hz", "n_fft", "win_length", "hop_length", "mask", "look_ahead")}
     speech = native_format.from_state(load_file(kit.source / "model.safetensors"), **sizes)
     if engine.int8:
-        speech = _integers(speech, engine, kit.target["name"])
+        speech = _integers(speech, engine, kit.target)
     path = native_format.write(speech, _made(out / "engines" / engine.name) / FILE)
     write_json(
         out / "build.json",
@@ -174,11 +174,12 @@ class _Graph:
         return [name for name in self.nodes if name.startswith(prefix) and name.endswith(end)]
 
 
-def _integers(speech: SpeechModel, engine: EngineKit, target: str) -> SpeechModel:
+def _integers(speech: SpeechModel, engine: EngineKit, target: Mapping[str, Any]) -> SpeechModel:
     """The same model with integers where the engine has them, in the Q/DQ graph's scales."""
     from dataclasses import replace
 
-    graph, depth = _Graph(engine, target), len(speech.encoder)
+    graph, depth = _Graph(engine, target["name"]), len(speech.encoder)
+    largest = target["numbers"]["weight"].get("divisor", 127)
     into_conv = [graph.scale(f"encoder.{k}/conv/Conv") for k in range(1, depth)]
     into_decoder = [max(graph.scale(name) for name in graph.names(f"decoder.{k}/", "/Conv")) for k in range(depth - 1)]
     into_rnn = [max(graph.scale(name) for name in graph.names(f"enhance.{k}/", "x_matmul")) for k in range(len(speech.recurrent))]
@@ -188,27 +189,28 @@ def _integers(speech: SpeechModel, engine: EngineKit, target: str) -> SpeechMode
     made = [into_conv[0], *(max(into_conv[k], into_decoder[depth - 1 - k]) for k in range(1, depth - 1)), max(into_rnn[0], into_decoder[0])]
     encoder = [replace(speech.encoder[0], out_scale=made[0])]
     for k in range(1, depth):
-        encoder.append(_conv(speech.encoder[k], [(made[k - 1], slice(None))], made[k], transposed=False))
+        encoder.append(_conv(speech.encoder[k], [(made[k - 1], slice(None))], made[k], largest, transposed=False))
     recurrent = []
     scales = [made[-1], *into_rnn[1:], into_dense]
     for k, layer in enumerate(speech.recurrent):
-        recurrent.append(replace(layer, nets=tuple(_net(net, scales[k]) for net in layer.nets), out_scale=scales[k + 1]))
+        recurrent.append(replace(layer, nets=tuple(_net(net, scales[k], largest) for net in layer.nets), out_scale=scales[k + 1]))
     decoder, skips = [], made[::-1]
     for k in range(depth - 1):
         before = speech.decoder_channels[k]
         after = into_decoder[k + 1] if k + 2 < depth else 1.0
-        decoder.append(_conv(speech.decoder[k], [(into_decoder[k], slice(0, before)), (skips[k], slice(before, None))], after, transposed=True))
+        decoder.append(_conv(speech.decoder[k], [(into_decoder[k], slice(0, before)), (skips[k], slice(before, None))], after, largest, transposed=True))
     return replace(
         speech, encoder=encoder, recurrent=recurrent, decoder=[*decoder, speech.decoder[-1]],
-        projection=tuple(_dense(one, into_dense) for one in speech.projection), projection_scale=into_decoder[0],
+        projection=tuple(_dense(one, into_dense, largest) for one in speech.projection), projection_scale=into_decoder[0],
     )  # fmt: skip
 
 
-def _conv(layer: ConvLayer, sources: list[tuple[float, slice]], out_scale: float, transposed: bool) -> ConvLayer:
+def _conv(layer: ConvLayer, sources: list[tuple[float, slice]], out_scale: float, largest: int, transposed: bool) -> ConvLayer:
     """Integers for one scale of the sums: where the inputs differ in scale, the weights of the finer one are smaller.
 
     Args:
         sources: (scale, input channels) of each input.
+        largest: the integer that the largest weight of a row becomes.
     """
     from dataclasses import replace
 
@@ -220,32 +222,32 @@ def _conv(layer: ConvLayer, sources: list[tuple[float, slice]], out_scale: float
         weight[:, channels] *= scale / common if transposed else 1.0
     c_out = 2 if transposed else 1
     axes = tuple(axis for axis in range(5) if axis != c_out)
-    step = np.maximum(np.abs(weight).max(axis=axes), 1e-30) / 127
+    step = np.maximum(np.abs(weight).max(axis=axes), 1e-30) / largest
     q = np.rint(weight / step.reshape([-1 if axis == c_out else 1 for axis in range(5)]))
     return replace(layer, weight=q.astype(np.int8), gain=np.float32(layer.gain * (step * common)), out_scale=out_scale)
 
 
-def _net(net: Net, x_scale: float) -> Net:
+def _net(net: Net, x_scale: float, largest: int) -> Net:
     from dataclasses import replace
 
     import numpy as np
 
-    (q_x, step_x), (q_h, step_h) = _rows(net.w_x), _rows(net.w_h)
+    (q_x, step_x), (q_h, step_h) = _rows(net.w_x, largest), _rows(net.w_h, largest)
     return replace(net, w_x=q_x, w_h=q_h, scale_x=np.float32(step_x * x_scale), scale_h=np.float32(step_h / 127))
 
 
-def _dense(dense: Dense, x_scale: float) -> Dense:
+def _dense(dense: Dense, x_scale: float, largest: int) -> Dense:
     from dataclasses import replace
 
     import numpy as np
 
-    q, step = _rows(dense.weight)
+    q, step = _rows(dense.weight, largest)
     return replace(dense, weight=q, scale=np.float32(step * x_scale))
 
 
-def _rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rows(weight: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
     """(int8, scale of each row) of a matrix."""
     import numpy as np
 
-    step = np.maximum(np.abs(np.float64(weight)).max(axis=1), 1e-30) / 127
+    step = np.maximum(np.abs(np.float64(weight)).max(axis=1), 1e-30) / largest
     return np.rint(weight / step[:, None]).astype(np.int8), step
