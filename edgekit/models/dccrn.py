@@ -57,7 +57,7 @@ class Config:
     hop_length: int = 100
     n_fft: int = 512
     sample_rate_hz: int = 16_000
-    samples: int = 32_000
+    samples: int = 64_000
     chunk: int = 0
 
     def to_json(self) -> dict:
