@@ -1,7 +1,7 @@
 """The native DCCRN engine, against every graph and framework that a user could pick instead.
 
     edgekit bench recipes/dccrn_native.yaml
-    python -m edgekit.bench.denoise recipes/dccrn_native.yaml --out build/bench --page docs/performance.md --figures docs/figures
+    python -m edgekit.bench.denoise recipes/dccrn_native.yaml --docs docs
 
 What is compared takes turns in one process: a few calls to warm up, then some dozens that are timed, then the next. More engines in a
 process slow the frameworks down (their weights push each other out of the caches), so each process holds few: ours, and the graphs of one
@@ -35,8 +35,8 @@ import numpy as np
 
 from edgekit.bench import denoise_engines as engines
 from edgekit.bench import denoise_graphs as graphs
-from edgekit.bench.denoise_turns import Candidate, Effort, Group, Row
-from edgekit.errors import EdgekitError, IntegrityError, TargetError, UsageError
+from edgekit.bench.denoise_turns import QUICK, Candidate, Effort, Group, Row
+from edgekit.errors import EdgekitError, IntegrityError, TargetError, ToolMissing, UsageError
 from edgekit.progress import note, track
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from edgekit.recipe import Recipe
 
 MAGIC = b"EKDCCRN\0"
-CALIBRATION_CLIPS, CALIBRATION_FRAMES = 16, 300
+CALIBRATION_CLIPS = 16
 TEST_FRAMES = 320
-CHUNK_FORMS = ("folded", "three_mult")
+BETTER = ("folded", "subpixel", "three_mult")  # than what is exported first
 TITLES = {"naive": "as exported", "folded": "folded", "subpixel": "sub-pixel", "three_mult": "three products"}
 
 
@@ -223,20 +223,19 @@ def _step_groups(net: graphs.Network, ours: Mapping[str, Candidate], calibration
     files = {form: engines.export(graphs.step(net, form), work / f"step-{form}.onnx") for form in graphs.FORMS}
     nothing = engines.identity(engines.Plan.read(files["subpixel"]), work / "identity.onnx")
     note("quantizing the frameworks' graphs")
-    every = max(1, sum(clip.shape[2] for clip in calibration) // CALIBRATION_FRAMES)
-    feeds = engines.recorded(graphs.step(net, "subpixel"), calibration, every, CALIBRATION_FRAMES)
+    every = max(1, sum(clip.shape[2] for clip in calibration) // effort.calibration)
+    feeds = engines.recorded(graphs.step(net, "subpixel"), calibration, every, effort.calibration)
     int8 = [_onnxruntime("sub-pixel", "int8", engines.quantize_onnxruntime(files["subpixel"], feeds, work / "step-int8.onnx"))]
     fp32, bf16 = [ours[name] for name in ("four_mult", "gauss", "int8") if name in ours], [ours[name] for name in ("bf16",) if name in ours]
     eager = [Candidate(f"torch eager, {TITLES[form]}", "fp32", "torch", module, form) for form in ("naive", "folded", "subpixel")]
     if effort.compile and shutil.which("g++"):
         eager += [Candidate(f"torch.compile, {TITLES[form]}", "fp32", "torch", module, form, {"compiled": True}) for form in ("folded", "subpixel")]
-    better = ("folded", "subpixel", "three_mult")
     exported = [_onnxruntime(TITLES["naive"], "fp32", files["naive"])]
     overhead = [_onnxruntime("nothing", "fp32", nothing)]
-    groups = [Group("fp32, ONNX Runtime", "step", 1, (*fp32, *(_onnxruntime(TITLES[form], "fp32", files[form]) for form in better)))]
+    groups = [Group("fp32, ONNX Runtime", "step", 1, (*fp32, *(_onnxruntime(TITLES[form], "fp32", files[form]) for form in BETTER)))]
     if "openvino" not in lacking:
-        groups.append(Group("fp32, OpenVINO", "step", 1, (*fp32, *(_openvino(TITLES[form], "fp32", files[form]) for form in better))))
-        groups.append(Group("bf16", "step", 1, (*bf16, *(_openvino(TITLES[form], "bf16", files[form]) for form in better))))
+        groups.append(Group("fp32, OpenVINO", "step", 1, (*fp32, *(_openvino(TITLES[form], "fp32", files[form]) for form in BETTER))))
+        groups.append(Group("bf16", "step", 1, (*bf16, *(_openvino(TITLES[form], "bf16", files[form]) for form in BETTER))))
         exported.append(_openvino(TITLES["naive"], "fp32", files["naive"]))
         overhead.append(_openvino("nothing", "fp32", nothing))
     if not lacking:
@@ -257,22 +256,23 @@ def _frame_groups(net: graphs.Network, ours: Mapping[str, Candidate], calibratio
     whole = {name: Candidate(one.engine, one.precision, "native_clip", one.file, options=one.options) for name, one in ours.items()}
     groups = []
     for mode, frames, own in (*(("chunk", t, ours) for t in effort.chunks), ("clip", second, whole)):
-        make: Callable[[str], graphs.Graph] = lambda form, mode=mode, frames=frames: (graphs.chunk if mode == "chunk" else graphs.clip)(net, form, frames)  # noqa: E731
-        made = {form: make(form) for form in CHUNK_FORMS}
-        files = {form: engines.export(graph, work / f"{mode}-{frames}-{form}.onnx") for form, graph in made.items()}
-        fp32 = [_onnxruntime(TITLES[form], "fp32", files[form]) for form in CHUNK_FORMS]
-        rest: list[Candidate] = []
-        if "openvino" not in lacking:
-            fp32 += [_openvino(TITLES[form], "fp32", files[form]) for form in CHUNK_FORMS]
-            rest += [_openvino(TITLES[form], "bf16", files[form]) for form in CHUNK_FORMS]
-        if not lacking:
-            feeds = engines.recorded(made["folded"], calibration, 1, max(8, CALIBRATION_FRAMES // frames))
-            file = engines.quantize_openvino(files["folded"], feeds, work / f"{mode}-{frames}-int8.xml")
-            rest += [_openvino("folded", "int8", file), _openvino("folded, rest in bf16", "int8", file, "bf16")]
         title = f"{frames} frames" if mode == "chunk" else "1 s"
-        groups.append(Group(f"{title}, fp32", mode, frames, (*(own[name] for name in ("four_mult", "gauss") if name in own), *fp32), 1))
-        if rest:
-            groups.append(Group(f"{title}, bf16 and int8", mode, frames, (*(own[name] for name in ("bf16", "int8") if name in own), *rest), 1))
+        make = graphs.chunk if mode == "chunk" else graphs.clip
+        made = {form: make(net, form, frames) for form in BETTER}
+        files = {form: engines.export(graph, work / f"{mode}-{frames}-{form}.onnx") for form, graph in made.items()}
+        fp32, bf16 = [own[name] for name in ("four_mult", "gauss") if name in own], [own[name] for name in ("bf16",) if name in own]
+        feeds = engines.recorded(made["subpixel"], calibration, 1, max(4, effort.calibration // frames))
+        int8 = [own["int8"]] if "int8" in own else []
+        int8.append(_onnxruntime("sub-pixel", "int8", engines.quantize_onnxruntime(files["subpixel"], feeds, work / f"{mode}-{frames}-int8.onnx")))
+        groups.append(Group(f"{title}, fp32, ONNX Runtime", mode, frames, (*fp32, *(_onnxruntime(TITLES[form], "fp32", files[form]) for form in BETTER)), 1))
+        if "openvino" not in lacking:
+            groups.append(Group(f"{title}, fp32, OpenVINO", mode, frames, (*fp32, *(_openvino(TITLES[form], "fp32", files[form]) for form in BETTER)), 1))
+            groups.append(Group(f"{title}, bf16", mode, frames, (*bf16, *(_openvino(TITLES[form], "bf16", files[form]) for form in BETTER)), 1))
+        if not lacking:
+            for form in ("subpixel",) if mode == "chunk" else ("subpixel", "folded"):
+                file = engines.quantize_openvino(files[form], feeds, work / f"{mode}-{frames}-{form}-int8.xml")
+                int8 += [_openvino(TITLES[form], "int8", file), _openvino(f"{TITLES[form]}, rest in bf16", "int8", file, "bf16")]
+        groups.append(Group(f"{title}, int8", mode, frames, tuple(int8), 1))
     return groups
 
 
@@ -291,8 +291,23 @@ def _to_weigh(groups: Sequence[Group]) -> list[Candidate]:
 
 
 def roofline(threads: int) -> dict[str, float]:
-    """{fp32, bf16, int8: multiply-accumulates per second}, as many as this machine's instructions for it reach right now on so many threads."""
-    raise NotImplementedError
+    """{fp32, bf16, int8: multiply-accumulates per second} that this machine's instructions reach right now on so many threads; none that it lacks.
+
+    Raises:
+        ToolMissing: edgekit-native, or the probe that comes with it, is not here.
+    """
+    from edgekit.native import INSTALL_HINT, library
+
+    folder = Path(library()._name).resolve().parent
+    program = next((path for path in (folder / "roofline", folder / "bench" / "roofline") if path.is_file()), None)
+    if program is None:
+        raise ToolMissing(f"there is no program `roofline` beside {library()._name}", INSTALL_HINT)
+    done = subprocess.run([str(program), str(threads)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise EdgekitError(f"{program}: exit code {done.returncode}: {done.stderr.strip()[-300:]}")
+    peaks = {name: found["median"] for name, found in json.loads(done.stdout)[str(threads)].items() if name != "read"}
+    best = {precision: max((rate for name, rate in peaks.items() if name.startswith(start)), default=0) for precision, start in (("fp32", "f32"), ("bf16", "bf16"), ("int8", "i8"))}
+    return {precision: threads * rate for precision, rate in best.items() if rate > 0}
 
 
 # --------------------------------------------------------------------------- figures out of runs
@@ -389,3 +404,48 @@ def _machine() -> dict[str, Any]:
     names = ("torch", "onnxruntime", "openvino", "nncf", "edgekit-native")
     return {"date": time.strftime("%Y-%m-%d"), "cpu": cpu, "cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2), "versions": {name: installed(name) for name in names if installed(name)}}
 
+
+# --------------------------------------------------------------------------- by hand
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    import argparse
+
+    from edgekit.bench import denoise_page
+    from edgekit.recipe import load_recipe
+
+    parser = argparse.ArgumentParser(prog="python -m edgekit.bench.denoise", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("recipe", nargs="?", help="a recipe that was built before")
+    parser.add_argument("--render", type=Path, help="a result to show in place of measuring")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="a few calls of everything: to see that it runs")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--docs", type=Path, help="a folder whose performance.md and figures/ get the result")
+    args = parser.parse_args(arguments)
+    if (args.recipe is None) == (args.render is None):
+        parser.error("a recipe, or --render with a result")
+    try:
+        if args.render is None:
+            result = run(load_recipe(args.recipe), args.threads, args.runs, QUICK if args.quick else Effort(), args.out)
+        else:
+            result = json.loads(args.render.read_text())
+        if args.docs is not None:
+            publish(result, args.docs)
+    except EdgekitError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    print(denoise_page.tables(result), end="")
+
+
+def publish(result: Mapping[str, Any], docs: Path) -> None:
+    """Write a result into docs: performance.md's tables, the figure, and the numbers themselves."""
+    from edgekit.bench import denoise_page
+
+    denoise_page.embed(result, docs / "performance.md")
+    denoise_page.plot(result, docs / "figures" / "dccrn_speed.svg")
+    (docs / "figures" / "dccrn_speed.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

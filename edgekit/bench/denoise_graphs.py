@@ -326,7 +326,7 @@ class Recurrent:
 
         for k in range(self.layers):
             if self.together:
-                # Two tensors, not one: OpenVINO 2026.4 computes the second of two LSTMs that read one wrongly (batch 2, several frames).
+                # Two tensors, not one: OpenVINO 2026.4 computes one of two LSTMs that read one tensor wrongly (batch 2, several frames).
                 rr, ri = run(f"R{k}", "", torch.cat([x_r, x_i], 1)).chunk(2, 1)
                 ii, ir = run(f"I{k}", "", torch.cat([x_i, x_r], 1)).chunk(2, 1)
             else:

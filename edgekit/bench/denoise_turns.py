@@ -31,6 +31,7 @@ class Effort:
         pause_s: before a turn, so that another framework's threads stop spinning.
         chunks: frames of the calls with more than one.
         compile: whether torch.compile is measured too, which takes a minute to compile.
+        calibration: frames that the frameworks' INT8 is calibrated on.
     """
 
     rounds: int = 20
@@ -39,9 +40,10 @@ class Effort:
     pause_s: float = 0.01
     chunks: tuple[int, ...] = (2, 4, 8, 16, 32)
     compile: bool = True
+    calibration: int = 300
 
 
-QUICK = Effort(rounds=1, warm=1, timed=2, pause_s=0.0, chunks=(2,), compile=False)
+QUICK = Effort(rounds=1, warm=1, timed=2, pause_s=0.0, chunks=(2,), compile=False, calibration=16)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Line charts as SVG, written by hand: a benchmark needs no plotting library."""
+"""Charts as SVG, written by hand: a benchmark needs no plotting library."""
 
 from __future__ import annotations
 
@@ -31,9 +31,22 @@ class Panel:
     failed: Mapping[str, float] = field(default_factory=dict)
 
 
-def write_panels(panels: Sequence[Panel], path: Path) -> None:
-    """Write the panels side by side, with one legend for all."""
-    names = list(dict.fromkeys(name for panel in panels for name in (*panel.lines, *panel.failed)))
+@dataclass(frozen=True)
+class Dots:
+    """One dot a row on a logarithmic axis, with a line to the limit that it could reach.
+
+    Attributes:
+        title: what is measured, with its unit.
+        rows: (label, value, limit or None), from top to bottom.
+    """
+
+    title: str
+    rows: Sequence[tuple[str, float, float | None]]
+
+
+def write_panels(panels: Sequence[Panel | Dots], path: Path) -> None:
+    """Write the panels side by side, with one legend for the lines of all."""
+    names = list(dict.fromkeys(name for panel in panels if isinstance(panel, Panel) for name in (*panel.lines, *panel.failed)))
     style = {name: (COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]) for i, name in enumerate(names)}
     width, height = WIDTH * len(panels), HEIGHT + 26
     parts = [
@@ -42,7 +55,8 @@ def write_panels(panels: Sequence[Panel], path: Path) -> None:
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
     ]
     for i, panel in enumerate(panels):
-        parts += [f'<g transform="translate({i * WIDTH} 0)">', *_panel(panel, style), "</g>"]
+        drawn = _panel(panel, style) if isinstance(panel, Panel) else _dots(panel)
+        parts += [f'<g transform="translate({i * WIDTH} 0)">', *drawn, "</g>"]
     parts += _legend(style)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
@@ -86,6 +100,38 @@ def _panel(panel: Panel, style: Mapping[str, tuple[str, str]]) -> Iterable[str]:
     for name, x in panel.failed.items():
         cx, cy = at_x(x), at_y(marks[-1])
         yield f'<path d="M{cx - 5:.1f} {cy - 5:.1f}l10 10m0 -10l-10 10" stroke="{style[name][0]}" stroke-width="2"><title>{escape(name)}: failed</title></path>'
+
+
+def decades(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten, from at or below `low` to at or above `high`."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [round(m * 10.0**e, 12) for e in exponents for m in (1, 2, 5)]
+    first = max(i for i, mark in enumerate(marks) if mark <= low * (1 + 1e-9))
+    last = min(i for i, mark in enumerate(marks) if mark >= high * (1 - 1e-9))
+    return marks[first : last + 1]
+
+
+def _dots(panel: Dots) -> Iterable[str]:
+    values = [value for _, *found in panel.rows for value in found if value is not None]
+    marks = decades(min(values), max(values))
+    left, right, bottom = 178, WIDTH - _RIGHT - 8, HEIGHT - _BOTTOM
+    low, high = math.log(marks[0]), math.log(marks[-1])
+
+    def at(value: float) -> float:
+        return left + (right - left) * ((math.log(value) - low) / (high - low) if high > low else 0.5)
+
+    yield f'<text x="12" y="20" font-weight="bold">{escape(panel.title)}</text>'
+    for mark in marks:
+        yield f'<line x1="{at(mark):.1f}" y1="{_TOP}" x2="{at(mark):.1f}" y2="{bottom}" stroke="#ddd"/>'
+        yield f'<text x="{at(mark):.1f}" y="{bottom + 17}" text-anchor="middle" font-size="10">{mark:g}</text>'
+    for i, (label, value, limit) in enumerate(panel.rows):
+        y = _TOP + (bottom - _TOP) * (i + 0.5) / len(panel.rows)
+        yield f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" font-size="11">{escape(label)}</text>'
+        colour = COLOURS[0] if label.startswith("edgekit") else COLOURS[1]
+        if limit is not None:
+            yield f'<line x1="{at(limit):.1f}" y1="{y:.1f}" x2="{at(value):.1f}" y2="{y:.1f}" stroke="{colour}" stroke-opacity="0.4"/>'
+            yield f'<line x1="{at(limit):.1f}" y1="{y - 5:.1f}" x2="{at(limit):.1f}" y2="{y + 5:.1f}" stroke="#222" stroke-width="2"/>'
+        yield f'<circle cx="{at(value):.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{escape(label)}: {value:.4g}</title></circle>'
 
 
 def _legend(style: Mapping[str, tuple[str, str]]) -> Iterable[str]:
