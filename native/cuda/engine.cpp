@@ -151,6 +151,19 @@ cudaError_t launch_all(const std::vector<Node>& nodes, cudaStream_t stream, cons
   return cudaSuccess;
 }
 
+// Every kernel once, outside of a capture: CUDA may load a kernel's code when it is first launched, which a capture forbids, and a fault
+// shows here and not in the first frame. The states are zeros again afterwards.
+ek_status rehearse(ek_cuda_engine* e) {
+  const Memory memory{e->weights, e->states, e->spectrum_device, e->mask_device, e->bad_values, nullptr};
+  const std::vector<Node> nodes = bind(e->plan, memory, 0);
+  const char* name = "";
+  const cudaError_t launched = launch_all(nodes, e->stream, &name);
+  if (launched != cudaSuccess) return failed(name, launched);
+  EK_TRY(cudaMemsetAsync(e->states, 0, e->plan.state_bytes(), e->stream));
+  EK_TRY(cudaStreamSynchronize(e->stream));
+  return EK_OK;
+}
+
 // The graph of frame number `frame`. A capture that was begun is always ended, whatever failed in between.
 ek_status capture(ek_cuda_engine* e, unsigned frame, bool ending, cudaGraphExec_t* executable) {
   const Memory memory{e->weights, e->states, e->spectrum_device, e->mask_device, e->bad_values, ending ? e->past_device : nullptr};
@@ -164,6 +177,7 @@ ek_status capture(ek_cuda_engine* e, unsigned frame, bool ending, cudaGraphExec_
   cudaError_t error = launched != cudaSuccess ? launched : ended;
   if (error == cudaSuccess) error = cudaGraphGetNodes(graph, nullptr, &count);
   if (error == cudaSuccess) error = cudaGraphInstantiateWithFlags(executable, graph, 0);
+  if (error == cudaSuccess) error = cudaGraphUpload(*executable, e->stream);  // now, and not with the first frame
   if (graph) cudaGraphDestroy(graph);
   if (error != cudaSuccess) return failed(launched != cudaSuccess ? name : "capturing the graph of a frame", error);
   if (count != nodes.size())
@@ -176,8 +190,9 @@ ek_status capture_all(ek_cuda_engine* e) {
   for (int ending = 0; ending <= (e->plan.delay ? 1 : 0); ++ending)
     for (unsigned frame = 0; frame < e->plan.period; ++frame) {
       cudaGraphExec_t executable = nullptr;
-      if (const ek_status status = capture(e, frame, ending != 0, &executable)) return status;
-      (ending ? e->ending : e->live).push_back(executable);
+      const ek_status status = capture(e, frame, ending != 0, &executable);
+      if (executable) (ending ? e->ending : e->live).push_back(executable);  // also after a fault: closing destroys it
+      if (status) return status;
     }
   return EK_OK;
 }
@@ -242,6 +257,7 @@ ek_status open(const WeightFile& file, const ek_cuda_options& options, ek_cuda_e
   engine->past.assign(static_cast<size_t>(options.streams), kLive);
   EK_TRY(cudaStreamCreateWithFlags(&engine->stream, cudaStreamNonBlocking));
   if (const ek_status status = allocate(engine.get())) return status;
+  if (const ek_status status = rehearse(engine.get())) return status;
   if (const ek_status status = capture_all(engine.get())) return status;
   EK_TRY(cudaStreamSynchronize(engine->stream));  // the weights are read from a vector that goes next
   if (const ek_status status = describe(engine.get())) return status;

@@ -57,12 +57,8 @@ def test_nvcc_compiles_every_kernel_without_spilling(architecture, tmp_path):
     known = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
     if f"sm_{architecture}" not in known:
         pytest.skip(f"this nvcc does not know sm_{architecture}")
-    done = subprocess.run(
-        ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas", "-v", "-Werror", "all-warnings", "-I", NATIVE, "-I", NATIVE / "include"]
-        + ["-cubin", "-o", tmp_path / "launch.cubin", CUDA / "launch.cu"],
-        capture_output=True,
-        text=True,
-    )
+    options = ["-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas", "-v", "-Werror", "all-warnings", "-I", NATIVE, "-I", NATIVE / "include"]
+    done = subprocess.run(["nvcc", *options, "-cubin", "-o", tmp_path / "launch.cubin", CUDA / "launch.cu"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     check(done.stderr + done.stdout)
 
