@@ -67,11 +67,9 @@ def run(recipe: Recipe, threads: Sequence[int] = (1, 2), runs: int = 7, effort: 
         TargetError: it is not for backend `native`.
     """
     from edgekit.float_model import FloatModel
-    from edgekit.target import load_target
 
-    backend = load_target(recipe.target, recipe.dir).spec()["backend"]
-    if backend != "native":
-        raise TargetError(f"{recipe.path}: its target is for {backend}, this benchmark is of the native engine", "bench recipes/dccrn_native.yaml")
+    if not serves(recipe):
+        raise TargetError(f"{recipe.path}: target `{recipe.target}` is not for the native engine, which this benchmark is of", "bench recipes/dccrn_native.yaml")
     stages = _built(recipe, ("prune", "export"))
     model = FloatModel.open(stages["prune"])
     int8 = _weight_file(stages["export"])
@@ -81,6 +79,13 @@ def run(recipe: Recipe, threads: Sequence[int] = (1, 2), runs: int = 7, effort: 
         groups = prepare(model.module(), model.config, int8, clips["calibration"], clips["test"][0], work, effort or Effort())
         path = None if out is None else out / f"speed-{recipe.name}.json"
         return measure(groups, work, threads, runs, effort or Effort(), path, {"recipe": recipe.path.name, "model": f"{model.meta['model']}/{model.meta['config_name']}"})
+
+
+def serves(recipe: Recipe) -> bool:
+    """Whether a recipe is one for this benchmark: its target is for the native engine."""
+    from edgekit.target import load_target
+
+    return load_target(recipe.target, recipe.dir).spec()["backend"] == "native"
 
 
 def measure(groups: Sequence[Group], work: Path, threads: Sequence[int], runs: int, effort: Effort, path: Path | None = None, about: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -63,21 +63,21 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in sorted(rows, key=lambda row: row["frames"]):
         if row["mode"] in ("step", "chunk") and not row["engine"].startswith("torch"):
-            who = "edgekit" if row["engine"].startswith("edgekit") else "frameworks"
+            who = "edgekit" if row["engine"].startswith("edgekit") else "others"
             line = lines.setdefault(f"{who} {row['precision']}", [])
             if line and line[-1][0] == row["frames"]:
                 line[-1] = (row["frames"], min(line[-1][1], row["median_us"]))
             else:
                 line.append((row["frames"], row["median_us"]))
     if any(row["mode"] == "chunk" for row in rows):
-        panels.append(Panel("us of a frame, best of its kind", "frames a call", lines))
+        panels.append(Panel("us of a frame, the best of its kind", "frames a call", dict(sorted(lines.items()))))
     write_panels(panels, path)
 
 
 def _family(engine: str) -> str:
     """`ONNX Runtime` of `ONNX Runtime, folded`; graphs as exported stand by themselves."""
     name, _, graph = engine.partition(", ")
-    return f"{name}, {graph}" if graph == "as exported" and not name.startswith("torch") else name
+    return f"{name} {graph}" if graph == "as exported" and not name.startswith("torch") else name
 
 
 def _about(about: Row) -> str:
@@ -123,7 +123,7 @@ def _steps(rows: Sequence[Row]) -> str:
         for count in counts:
             row = next((row for row in mine if row["threads"] == count), None)
             cells += ["", ""] if row is None else [f"{row['median_us']:.0f} ({row['p10_us']:.0f})", "" if row["roofline_share"] is None else f"{row['roofline_share']:.0%}"]
-        out.append((engine, precision, *cells, f"{min(row['sqnr_db'] for row in mine):.1f}"))
+        out.append((engine, precision, *cells, _noise(mine)))
     heads = [head for count in counts for head in (f"{count} thread{'s' * (count > 1)}", "roofline")]
     return _table(("engine", "precision", *heads, "SNR, dB"), out)
 
@@ -138,9 +138,14 @@ def _longer(rows: Sequence[Row]) -> str:
         if (precision, engine) not in engines:
             continue
         by_size = {(row["mode"] == "clip", row["frames"]): row for row in found}
-        noise = [row["sqnr_db"] for row in found if row["sqnr_db"] is not None]
-        out.append((engine, precision, *(f"{by_size[size]['median_us']:.0f}" if size in by_size else "" for size in sizes), f"{min(noise):.1f}" if noise else ""))
+        out.append((engine, precision, *(f"{by_size[size]['median_us']:.0f}" if size in by_size else "" for size in sizes), _noise(found)))
     return _table(("engine", "precision", *("1 s clip" if is_clip else str(frames) for is_clip, frames in sizes), "SNR, dB"), out)
+
+
+def _noise(rows: Iterable[Row]) -> str:
+    """The lowest signal-to-noise ratio of an engine; none was taken of whole waves."""
+    found = [row["sqnr_db"] for row in rows if row["sqnr_db"] is not None]
+    return f"{min(found):.1f}" if found else ""
 
 
 def _overhead(rows: Sequence[Row]) -> str:

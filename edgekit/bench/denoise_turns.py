@@ -26,7 +26,7 @@ class Effort:
     """How long is measured.
 
     Attributes:
-        rounds: turns of every engine in a process.
+        rounds: turns of every engine in a process, half as many of those with more than one frame a call.
         warm, timed: frames of a turn; at least one call each.
         pause_s: before a turn, so that another framework's threads stop spinning.
         chunks: frames of the calls with more than one.
@@ -97,7 +97,7 @@ def take_turns(group: Group, work: Path, threads: int, effort: Effort, first: in
     """{engines: rows {engine, precision, median_us, p10_us, sqnr_db}, failed: rows {engine, precision, reason}}, in us of a frame.
 
     Args:
-        first: which engine begins, so that over several runs each does.
+        first: the number of the run: which engine begins; parity is taken in run 0 only, `sqnr_db` is None in the others.
     """
     about = json.loads((work / "about.json").read_text())
     with np.load(work / "test.npz") as file:
@@ -109,9 +109,11 @@ def take_turns(group: Group, work: Path, threads: int, effort: Effort, first: in
         except EdgekitError as error:  # such as bf16 on a CPU without it
             failed.append({"engine": candidate.engine, "precision": candidate.precision, "reason": error.message})
     feeds = [_feeds(candidate, group, spectrum, about) for candidate, _ in opened]
-    sqnr = [None if group.mode == "overhead" else _sqnr(candidate, engine, fed, mask, 0 if group.mode == "clip" else about["late"]) for (candidate, engine), fed in zip(opened, feeds, strict=True)]
+    late = 0 if group.mode == "clip" else about["late"]
+    is_compared = first == 0 and group.mode != "overhead"  # once is enough: parity does not change from run to run
+    sqnr = [_sqnr(candidate, engine, fed, mask, late) if is_compared else None for (candidate, engine), fed in zip(opened, feeds, strict=True)]
     seconds: list[list[float]] = [[] for _ in opened]
-    for turn in range(effort.rounds):
+    for turn in range(effort.rounds if group.mode == "step" else max(1, effort.rounds // 2)):
         for k in range(len(opened)):
             i = (k + turn + first) % len(opened)
             time.sleep(effort.pause_s)

@@ -114,16 +114,20 @@ def decades(low: float, high: float) -> list[float]:
 def _dots(panel: Dots) -> Iterable[str]:
     values = [value for _, *found in panel.rows for value in found if value is not None]
     marks = decades(min(values), max(values))
-    left, right, bottom = 178, WIDTH - _RIGHT - 8, HEIGHT - _BOTTOM
+    left, right, bottom = 196, WIDTH - _RIGHT - 8, HEIGHT - _BOTTOM
     low, high = math.log(marks[0]), math.log(marks[-1])
 
     def at(value: float) -> float:
         return left + (right - left) * ((math.log(value) - low) / (high - low) if high > low else 0.5)
 
     yield f'<text x="12" y="20" font-weight="bold">{escape(panel.title)}</text>'
+    free = 0.0  # where the next number may begin
     for mark in marks:
         yield f'<line x1="{at(mark):.1f}" y1="{_TOP}" x2="{at(mark):.1f}" y2="{bottom}" stroke="#ddd"/>'
-        yield f'<text x="{at(mark):.1f}" y="{bottom + 17}" text-anchor="middle" font-size="10">{mark:g}</text>'
+        half = 3 * len(f"{mark:g}") + 2
+        if at(mark) - half >= free:
+            free = at(mark) + half
+            yield f'<text x="{at(mark):.1f}" y="{bottom + 17}" text-anchor="middle" font-size="10">{mark:g}</text>'
     for i, (label, value, limit) in enumerate(panel.rows):
         y = _TOP + (bottom - _TOP) * (i + 0.5) / len(panel.rows)
         yield f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" font-size="11">{escape(label)}</text>'
@@ -139,4 +143,4 @@ def _legend(style: Mapping[str, tuple[str, str]]) -> Iterable[str]:
     for name, (colour, dash) in style.items():
         yield f'<line x1="{x:.0f}" y1="{HEIGHT + 10}" x2="{x + 26:.0f}" y2="{HEIGHT + 10}" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
         yield f'<text x="{x + 32:.0f}" y="{HEIGHT + 14}">{escape(name)}</text>'
-        x += 60 + 7 * len(name)
+        x += 50 + 6.6 * len(name)

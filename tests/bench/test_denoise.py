@@ -258,7 +258,7 @@ def test_an_artifact_without_one_weight_file_is_refused(tmp_path):
 def test_a_recipe_of_another_backend_is_refused():
     from edgekit.recipe import load_recipe
 
-    with pytest.raises(TargetError, match="for openvino, this benchmark is of the native engine"):
+    with pytest.raises(TargetError, match="`x86_openvino` is not for the native engine"):
         denoise.run(load_recipe(ROOT / "recipes/mhlt_openvino.yaml"))
 
 
