@@ -5,6 +5,13 @@
 
 #include <sys/mman.h>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(begin, size) ((void)(begin), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(begin, size) ((void)(begin), (void)(size))
+#endif
+
 namespace ek {
 
 namespace {
@@ -12,7 +19,9 @@ constexpr size_t kPage = 4096, kHugePage = size_t{2} << 20, kMost = size_t{1} <<
 }
 
 Arena::~Arena() {
-  if (base_) munmap(base_, size_);
+  if (!base_) return;
+  ASAN_UNPOISON_MEMORY_REGION(base_, size_);
+  munmap(base_, size_);
 }
 
 bool Arena::reserve(size_t bytes) {
@@ -41,6 +50,7 @@ void* Arena::take(size_t bytes) {
   assert(size <= size_ - used_);
   char* part = base_ + used_;
   used_ += size;
+  ASAN_POISON_MEMORY_REGION(part + bytes, size - bytes);
   return part;
 }
 

@@ -6,6 +6,12 @@
 
 namespace ek {
 
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kRedZone = 64;  // behind every part, so that AddressSanitizer sees a step beyond it
+#else
+constexpr size_t kRedZone = 0;
+#endif
+
 class Arena {
  public:
   Arena() = default;
@@ -24,7 +30,7 @@ class Arena {
   size_t used() const { return used_; }
   size_t size() const { return size_; }
 
-  static size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+  static size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64 + kRedZone; }
 
  private:
   char* base_ = nullptr;

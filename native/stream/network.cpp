@@ -49,8 +49,9 @@ ek_status Network::build(const WeightFile& file, const Row* row, Algorithm algor
   if (state_bytes_ > kMostState) return fail(EK_UNSUPPORTED, "a stream of this model would need %zu MB", state_bytes_ >> 20);
 
   Arena scratch;
-  if (!scratch.reserve(scratch_numbers() * (row->format == EK_I8 ? 4 : 8) + 4096)) return fail(EK_NO_MEMORY, "no memory to pack the weights in");
-  void* work = scratch.take(scratch.size());
+  const size_t scratch_bytes = scratch_numbers() * (row->format == EK_I8 ? 4 : 8);
+  if (!scratch.reserve(Arena::padded(scratch_bytes))) return fail(EK_NO_MEMORY, "no memory to pack the weights in");
+  void* work = scratch.take(scratch_bytes);
   if (!arena_.reserve(place(file, nullptr, work))) return fail(EK_NO_MEMORY, "no memory for the packed weights");
   place(file, &arena_, work);
   return EK_OK;
@@ -257,9 +258,9 @@ size_t Network::place_conv(const ConvTensors& tensors, bool is_transposed, int p
 
   size_t bytes = 0;
   if (!is_plain) {
-    bytes = Arena::padded(row_->conv_bytes(&spec));
-    if (packed) row_->pack_conv(&spec, packed->take(bytes), &plan->conv);
-    return bytes;
+    const size_t size = row_->conv_bytes(&spec);
+    if (packed) row_->pack_conv(&spec, packed->take(size), &plan->conv);
+    return Arena::padded(size);
   }
   bytes += Arena::padded(sizeof(Source) * static_cast<size_t>(n));
   if (packed) {
@@ -335,9 +336,9 @@ size_t Network::place_recurrent(const WeightFile& file, int layer, Arena* packed
     spec.scale_h = tables + n_rows;
     spec.bias_x = tables + 2 * n_rows;
     spec.bias_h = tables + 3 * n_rows;
-    const size_t size = Arena::padded(row_->cell_bytes(&spec));
+    const size_t size = row_->cell_bytes(&spec);
     if (packed) row_->pack_cell(&spec, packed->take(size), &plan.cell[part]);
-    bytes += size;
+    bytes += Arena::padded(size);
   }
   return bytes;
 }
@@ -372,9 +373,9 @@ size_t Network::place_projection(const WeightFile& file, Arena* packed, void* sc
         }
       }
       const DenseSpec spec = {rows, hidden, is_int8 ? nullptr : w, is_int8 ? q : nullptr, tables, tables + rows};
-      const size_t size = Arena::padded(row_->dense_bytes(&spec));
+      const size_t size = row_->dense_bytes(&spec);
       if (packed) row_->pack_dense(&spec, packed->take(size), &projection_[part][f]);
-      bytes += size;
+      bytes += Arena::padded(size);
     }
   }
   return bytes;
@@ -390,7 +391,7 @@ size_t Network::thread_bytes() const {
 
 size_t Network::step_bytes(int threads) const {
   const size_t pointers = Arena::padded(sizeof(void*) * static_cast<size_t>(shape_.frequencies(shape_.depth)));
-  return 2 * pointers + static_cast<size_t>(threads) * thread_bytes();
+  return 2 * pointers + static_cast<size_t>(threads) * Arena::padded(thread_bytes());
 }
 
 void Network::prepare(Step* step, char* state, int threads, Arena* arena) const {

@@ -164,7 +164,7 @@ size_t stream_state_bytes(const ek_model& model) {
 
 size_t stream_bytes(const ek_model& model) {
   const size_t bins = Arena::padded(8 * static_cast<size_t>(model.shape.bins()));
-  return stream_state_bytes(model) + model.network.step_bytes(model.info.threads) + 2 * bins + Arena::padded(4 * static_cast<size_t>(model.shape.win_length)) +
+  return Arena::padded(stream_state_bytes(model)) + model.network.step_bytes(model.info.threads) + 2 * bins + Arena::padded(4 * static_cast<size_t>(model.shape.win_length)) +
          Arena::padded(4 * model.stft.scratch());
 }
 
@@ -355,12 +355,18 @@ ek_status ek_stream_create(const ek_model* model, ek_stream** stream) {
   made->model = model;
   Arena& arena = made->arena;
   made->state_bytes = stream_state_bytes(*model);
-  made->state = static_cast<char*>(arena.take(kPositionBytes));
+  made->state = static_cast<char*>(arena.take(made->state_bytes));
   made->position = reinterpret_cast<Position*>(made->state);
-  made->history = arena.take<float>(win);
-  made->block = arena.take<float>(hop);
-  made->overlap = arena.take<float>(win);
-  made->network_state = static_cast<char*>(arena.take(model->network.state_bytes()));
+  char* at = made->state + kPositionBytes;
+  const auto floats = [&](size_t n) {
+    float* piece = reinterpret_cast<float*>(at);
+    at += Arena::padded(sizeof(float) * n);
+    return piece;
+  };
+  made->history = floats(win);
+  made->block = floats(hop);
+  made->overlap = floats(win);
+  made->network_state = at;
   model->network.prepare(&made->step, made->network_state, model->info.threads, &arena);
   made->mask = arena.take<float>(2 * bins);
   made->masked = arena.take<float>(2 * bins);
