@@ -12,6 +12,7 @@ from rich.table import Table
 
 from edgekit.build import Result
 from edgekit.formats import outputs_in
+from edgekit.page import digits_of
 from edgekit.plan import Plan
 from edgekit.recipe import GATES
 
@@ -42,18 +43,21 @@ def show_report(console: Console, name: str, report: dict[str, Any]) -> None:
     console.print(f"{name}: {verdict}", style=f"bold {VERDICTS.get(verdict, '')}", markup=False, highlight=False)
     table = Table(box=None, pad_edge=False)
     table.add_column("", min_width=12)
-    for row in ROWS:
-        table.add_column(TITLES[row], justify="right")
-    table.add_column("INT8 - float, 95 %", justify="right")
+    given = report.get("input")  # of speech: what the noisy input itself is worth
+    before = () if given is None else ("",)
+    for title in (*(["noisy input"] if given else []), *(TITLES[row] for row in ROWS), "INT8 - float, 95 %", *(["INT8 - input, 95 %"] if given else [])):
+        table.add_column(title, justify="right")
     sizes = report.get("sizes", {})
     for key, label, shown in (("parameters", "parameters", millions), ("macs", "MACs, window", millions), ("bytes", "weights", megabytes)):
         values = [sizes.get(row, {}).get(key) for row in ROWS]
         if any(value is not None for value in values):
-            table.add_row(label, *("" if value is None else shown(value) for value in values), "")
+            table.add_row(label, *before, *("" if value is None else shown(value) for value in values), "")
     for metric in sorted(report["metrics"].get("float", {}), key=_gate_order):
         values = [report["metrics"].get(row, {}).get(metric) for row in ROWS]
         change = report.get("drops", {}).get("total", {}).get(metric)
-        table.add_row(metric, *(number(value) for value in values), interval(change))
+        unit, digits = _written(report, metric)
+        noisy, gain = ([], []) if given is None else ([number(given["metrics"].get(metric), digits)], [interval(given["gain"]["artifact"].get(metric), digits=digits)])
+        table.add_row(f"{metric}, {unit}" if unit else metric, *noisy, *(number(value, digits) for value in values), interval(change, digits=digits), *gain)
     console.print(table)
     coverage = report.get("coverage", {})
     if coverage.get("int8_macs") is not None:
@@ -61,15 +65,17 @@ def show_report(console: Console, name: str, report: dict[str, Any]) -> None:
         measured = report["measured_on"]
         where = measured if measured == "host-simulated" else f"measured on {measured}"
         console.print(f"  INT8 on {coverage['int8_macs']:.1%} of MACs ({coverage['grade']}), {where}{clips}", highlight=False)
-    show_gates(console, report.get("gates", []))
+    show_gates(console, report.get("gates", []), report)
 
 
-def show_gates(console: Console, gates: list[dict[str, Any]]) -> None:
+def show_gates(console: Console, gates: list[dict[str, Any]], report: dict[str, Any] | None = None) -> None:
     for gate in gates:
+        unit, digits = _written(report or {}, gate["name"])
         undecided = gate.get("verdict") == "inconclusive"
         mark, style = ("pass", "green") if gate["pass"] else ("open", "yellow") if undecided else ("FAIL", "red")
         is_change = gate.get("kind", gate["name"]).endswith(("increase", "decrease"))
-        between = interval(gate, "+" if is_change else "") if gate.get("low") is not None else number(gate.get("value"))
+        between = interval(gate, "+" if is_change else "", digits) if gate.get("low") is not None else number(gate.get("value"), digits)
+        between += f" {unit}" if unit else ""
         name = f"{gate['name']} {gate['kind']}" if "kind" in gate else gate["name"]
         why = "; the interval reaches past the limit: more clips would decide" if undecided else ""
         console.print(f"  [{style}]{mark}[/]  {escape(name)}  {between}, limit {limit(gate['limit'])}{why}", highlight=False)
@@ -93,20 +99,23 @@ def show_matrices(console: Console, matrices: list[dict[str, Any]]) -> None:
     """Targets against metrics, and how every two agree on the primary output."""
     for matrix in matrices:
         lead = matrix["lead"]
+        unit, digits = _written(matrix, lead)
         names = [row["name"] for row in matrix["rows"]]
         words = [name.split("_") for name in names]
         shared = next((i for i, same in enumerate(zip(*words, strict=False)) if len(set(same)) > 1), 0)
         common = "".join(f"{word}_" for word in words[0][:shared])
         table = Table(box=None, pad_edge=False, title=f"{matrix['n']} held-out clips", title_justify="left", title_style="dim")
         table.add_column("")
-        for column in (lead, "INT8 cost, 95 %", "INT8 MACs", "engines", "of float", "ms here", "verdict"):
+        for column in (f"{lead}, {unit}" if unit else lead, "INT8 cost, 95 %", "INT8 MACs", "engines", "of float", "ms here", "verdict"):
             table.add_column(column, justify="right")
-        table.add_row("float, pruned", number(matrix["metrics"]["pruned"][lead]), "", "", "", "", "", "")
+        for name, metrics in (("noisy input", matrix.get("input")), ("float, pruned", matrix["metrics"]["pruned"])):
+            if metrics is not None:
+                table.add_row(name, number(metrics[lead], digits), "", "", "", "", "", "")
         for row in matrix["rows"]:
             share = "" if not row["float_bytes"] else f"{row['engine_bytes'] / row['float_bytes']:.0%}"
             latency = row["latency_note"] if row["latency_ms"] is None else f"{row['latency_ms']:.1f}"
             macs = f"{row['coverage']['int8_macs']:.1%} {row['coverage']['grade']}"
-            table.add_row(escape(row["name"].removeprefix(common)), number(row["metrics"][lead]), interval(row["int8_cost"][lead]), macs, megabytes(row["engine_bytes"]), share, latency, f"[{VERDICTS.get(row['verdict'], 'default')}]{row['verdict']}[/]")
+            table.add_row(escape(row["name"].removeprefix(common)), number(row["metrics"][lead], digits), interval(row["int8_cost"][lead], digits=digits), macs, megabytes(row["engine_bytes"]), share, latency, f"[{VERDICTS.get(row['verdict'], 'default')}]{row['verdict']}[/]")
         console.print(table)
         for output in outputs_in(matrix["primary"]):
             _show_agreement(console, output, matrix["agreement"][output], common)
@@ -172,16 +181,22 @@ def megabytes(size: float) -> str:
     return f"{size / 1e6:,.2f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
 
 
-def number(value: Any) -> str:
-    return "" if value is None else f"{value:.4f}"
+def number(value: Any, digits: int = 4) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
-def interval(change: dict[str, Any] | None, sign: str = "+") -> str:
+def interval(change: dict[str, Any] | None, sign: str = "+", digits: int = 4) -> str:
     """`value [low, high]`; `sign` is "+" for a change, and "" for a value of its own."""
     if change is None or change.get("value") is None:
         return ""
-    ends = "" if change.get("low") is None else f" [{change['low']:{sign}.4f}, {change['high']:{sign}.4f}]"
-    return escape(f"{change['value']:{sign}.4f}{ends}")
+    ends = "" if change.get("low") is None else f" [{change['low']:{sign}.{digits}f}, {change['high']:{sign}.{digits}f}]"
+    return escape(f"{change['value']:{sign}.{digits}f}{ends}")
+
+
+def _written(report: dict[str, Any], metric: str) -> tuple[str, int]:
+    """(unit that is worth a word, digits) of a metric."""
+    unit = report.get("metric_info", {}).get(metric, {}).get("unit", "")
+    return ("dB", digits_of(metric, unit)) if unit == "dB" else ("", 4)  # shares too with all their digits: logs are searched
 
 
 def _gate_order(metric: str) -> tuple[int, str]:

@@ -21,7 +21,7 @@ from edgekit.build import Result
 from edgekit.compare import difference
 from edgekit.flow import run_flow
 from edgekit.formats import engines_of, outputs_in, read_json, write_json
-from edgekit.page import document, esc, table
+from edgekit.page import digits_of, document, esc, table
 from edgekit.timing import interleaved
 
 FLOAT = "float"
@@ -45,7 +45,8 @@ def make(results: Sequence[Result], latency: bool = True) -> list[Row]:
     """One matrix per pruned float model and set of clips that two or more results share.
 
     Returns:
-        [{reference, n, lead, primary, rows: [...], agreement: {output: {names, sqnr_db: [[...]], max_abs: [[...]]}}}].
+        [{reference, n, lead, primary, task, rows: [...], agreement: {output: {names, sqnr_db: [[...]], max_abs: [[...]]}}}];
+        of speech also `input`, the scores of the noisy input, and `window_s`, what one run takes in.
         `names` starts with `float`, the pruned float model; null on the diagonal and for equal tensors.
         A row is {name, target, runtime, measured_on, verdict, metrics, int8_cost, coverage, engine_bytes,
         float_bytes, latency_ms, latency_note}.
@@ -98,6 +99,9 @@ def _matrix(group: list[_Built], predictions: Mapping[str, np.ndarray], latency:
         "data": first["data"],
         "lead": first["lead"],
         "primary": first["primary"],
+        "task": first.get("task", "value"),
+        **({"input": first["input"]["metrics"]} if first.get("input") else {}),
+        "window_s": read_json(group[0].stages["export"] / "flow.json").get("window_s"),
         "metrics": {row: first["metrics"][row] for row in ("float", "pruned")},
         "metric_info": first["metric_info"],
         "rows": rows,
@@ -151,16 +155,16 @@ def render(matrices: list[Row]) -> str:
 
 def _targets_table(m: Row) -> str:
     lead = m["lead"]
-    title = m["metric_info"].get(lead, {}).get("title", lead)
+    title = _title(m, lead)
     head = ["", title, "INT8 cost", "INT8 MACs", "Engines", "of float", "Latency here", "Verdict"]
-    rows = [[esc(name), _number(m["metrics"][row][lead]), "", "", "", "", "", ""] for row, name in (("float", "float, original"), ("pruned", "float, pruned"))]
+    rows = [[esc(name), _number(m, lead, metrics[lead]), "", "", "", "", "", ""] for name, metrics in _before(m)]
     for row in m["rows"]:
         cost = row["int8_cost"][lead]
         rows.append(
             [
                 f"{esc(row['name'])}<br><small>{esc(row['runtime']['name'])} {esc(row['runtime']['version'])}, {esc(row['measured_on'])}</small>",
-                _number(row["metrics"][lead]),
-                f"{_number(cost['value'], '+')}<span class=\"ci\">{_number(cost['low'], '+')} to {_number(cost['high'], '+')}</span>",
+                _number(m, lead, row["metrics"][lead]),
+                f"{_number(m, lead, cost['value'], '+')}<span class=\"ci\">{_number(m, lead, cost['low'], '+')} to {_number(m, lead, cost['high'], '+')}</span>",
                 f"{row['coverage']['int8_macs']:.1%}<span class=\"ci\">{esc(row['coverage']['grade'])}</span>",
                 f"{row['engine_bytes'] / 1e6:.2f} MB",
                 "" if not row["float_bytes"] else f"{row['engine_bytes'] / row['float_bytes']:.0%}",
@@ -168,15 +172,16 @@ def _targets_table(m: Row) -> str:
                 f'<span class="chip {esc(row["verdict"])}">{esc(row["verdict"])}</span>',
             ]
         )
-    note = '<p class="note">Latency is one whole window on the machine that built, not on the device.</p>'
+    long = f" of {m['window_s']:g} s" if m.get("window_s") else ""
+    note = f'<p class="note">Latency is one whole window{long} on the machine that built, not on the device.</p>'
     return table(f"{m['n']} held-out clips", head, rows, numeric=range(1, len(head) - 1)) + note
 
 
 def _metrics_table(m: Row) -> str:
     names = [m["lead"], *(name for name in m["rows"][0]["metrics"] if name != m["lead"])]
-    rows = [[esc(title), *(_number(m["metrics"][row][name]) for name in names)] for row, title in (("float", "float, original"), ("pruned", "float, pruned"))]
-    rows += [[esc(row["name"]), *(_number(row["metrics"][name]) for name in names)] for row in m["rows"]]
-    head = ["", *(m["metric_info"].get(name, {}).get("title", name) for name in names)]
+    rows = [[esc(title), *(_number(m, name, metrics[name]) for name in names)] for title, metrics in _before(m)]
+    rows += [[esc(row["name"]), *(_number(m, name, row["metrics"][name]) for name in names)] for row in m["rows"]]
+    head = ["", *(_title(m, name) for name in names)]
     return table(f"Output {m['primary']}, {m['n']} held-out clips", head, rows, numeric=range(1, len(head)))
 
 
@@ -199,5 +204,19 @@ def _heat(output: str, pair: Row) -> str:
     return table(f"SQNR between artifacts, {output}", ["", *pair["names"]], rows, numeric=range(1, len(pair["names"]) + 1)) + note
 
 
-def _number(value: float | None, sign: str = "") -> str:
-    return "" if value is None else f"{value:{sign}.4f}".replace("-", "−")
+def _before(m: Row) -> list[tuple[str, Row]]:
+    """What stands above the targets: (name, metrics)."""
+    given = [("noisy input", m["input"])] if m.get("input") else []
+    return [*given, ("float, original", m["metrics"]["float"]), ("float, pruned", m["metrics"]["pruned"])]
+
+
+def _title(m: Row, metric: str) -> str:
+    info = m["metric_info"].get(metric, {})
+    return info.get("title", metric) + (", dB" if info.get("unit") == "dB" else "")
+
+
+def _number(m: Row, metric: str, value: float | None, sign: str = "") -> str:
+    if value is None:
+        return ""
+    digits = digits_of(metric, m["metric_info"].get(metric, {}).get("unit", ""))
+    return f"{value:{sign}.{digits}f}".replace("-", "−")

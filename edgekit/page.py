@@ -71,6 +71,11 @@ def esc(value: Any, lines: bool = False) -> str:
     return html.escape(text, quote=True)
 
 
+def digits_of(metric: str, unit: str) -> int:
+    """Digits behind the point that say something of a metric."""
+    return 2 if unit in ("points", "%", "dB") or metric == "pesq" else 4
+
+
 # charts: 360 units wide, so that their 12-unit text is 12 px on a phone
 
 

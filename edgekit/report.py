@@ -6,17 +6,17 @@ policy forbids scripts and requests.
 
 from __future__ import annotations
 
-import base64
 import math
 import re
-import struct
-import zlib
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.formats import outputs_in
-from edgekit.page import WIDTH, axis_x, axis_y, document, esc, legend, scale, svg, table, ticks_of
+from edgekit.formats import outputs_in, read_json
+from edgekit.page import WIDTH, axis_x, axis_y, digits_of, document, esc, legend, scale, svg, table, ticks_of
+from edgekit.pictures import FLOOR_DB, MAX_COLUMNS, WINDOW, png, uri
 
 if TYPE_CHECKING:  # package renders again within seconds: numpy only where an array is touched
     import numpy as np
@@ -25,6 +25,7 @@ ROWS = {"float": "Float", "pruned": "Pruned", "artifact": "INT8"}
 COSTS = {"prune_cost": "Pruning", "int8_cost": "INT8", "total": "In all"}
 MAX_POINTS = 1500
 MAX_LISTED = 200
+WORST_CLIPS = 5
 
 VERDICTS = {
     "pass": ("✓", "Pass", "every gate holds"),
@@ -72,19 +73,57 @@ def samples(golden: Mapping[str, np.ndarray], described: Iterable[Mapping[str, A
     return found
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """Encode uint8 [h, w, 3] RGB as PNG."""
-    height, width = pixels.shape[:2]
-    # Filter 2 (up) on all rows but the first: photographs compress by a fifth better than unfiltered.
-    wide = pixels.reshape(height, -1).astype("int16")
-    rows = [b"\x00" + pixels[0].tobytes()]
-    rows += [b"\x02" + ((wide[y] - wide[y - 1]) % 256).astype("uint8").tobytes() for y in range(1, height)]
+@dataclass(frozen=True)
+class Sound:
+    """Spectrograms of one golden clip, all on one scale.
 
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    Attributes:
+        pictures: (what it is, PNG), time to the right, frequency upwards.
+        top_khz: of the highest row.
+        loudest_db: of full scale; bright is this, dark is FLOOR_DB below.
+    """
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"".join(rows), 9)) + chunk(b"IEND", b"")
+    id: str
+    pictures: tuple[tuple[str, bytes], ...]
+    seconds: float
+    top_khz: float
+    loudest_db: float
+
+
+def sound(reference: Path, outputs: Path, sample_rate_hz: int) -> Sound | None:
+    """The first golden clip that stands as it was recorded, before and after; None where the task is no speech.
+
+    Args:
+        reference: the folder that stage reference left.
+        outputs: the artifact's waves on every held-out clip, as verify left them.
+    """
+    described = read_json(reference / "reference.json")
+    clip = next((one for one in described["golden"] if one["derived_from"] is None), None)
+    if described.get("task") != "speech" or clip is None:
+        return None
+    import numpy as np
+    from safetensors import safe_open
+
+    from edgekit import pictures
+
+    row, name = described["ids"].index(clip["id"]), described["primary"]
+
+    def wave(file: Path, key: str) -> np.ndarray:
+        with safe_open(file, "numpy") as tensors:  # of hundreds of clips only this one is read
+            return np.float64(tensors.get_slice(key)[row])
+
+    with safe_open(reference / "golden.safetensors", "numpy") as golden:
+        [given] = [key for key in golden.keys() if key.startswith(f"{clip['id']}/input/")]  # noqa: SIM118  no mapping
+        noisy = np.float64(golden.get_tensor(given))
+    before, after = (wave(file, key) for file, key in ((reference / "predictions.safetensors", f"original/{name}"), (outputs, name)))
+    clean = wave(reference / "predictions.safetensors", f"label/{name}")
+    waves = {"Noisy input": noisy, "Clean speech": clean, "Float": before, "INT8": after, "INT8 − float": after - before}
+    hop = max(pictures.HOP, math.ceil((len(noisy) - WINDOW) / (MAX_COLUMNS - 1)))
+    levels = {what: pictures.spectrogram(np.nan_to_num(values), hop)[:-1] for what, values in waves.items()}
+    loudest = max(float(level.max()) for level in levels.values())
+    colours = pictures.palette()
+    drawn = tuple((what, png(pictures.levels_of(pictures.thinned((level - loudest - FLOOR_DB) / -FLOOR_DB)), colours)) for what, level in levels.items())
+    return Sound(str(clip["id"]), drawn, len(noisy) / sample_rate_hz, sample_rate_hz / 2000, loudest)
 
 
 def _strip(frames: np.ndarray, count: int = 4, max_height: int = 96) -> np.ndarray:
@@ -106,7 +145,7 @@ def envelope(audio: np.ndarray, count: int = 170) -> tuple[tuple[float, float], 
 # page
 
 
-def render(report: Mapping[str, Any], clips: Sequence[Sample] = ()) -> str:
+def render(report: Mapping[str, Any], clips: Sequence[Sample] = (), sound: Sound | None = None) -> str:
     """The whole page. Parts whose numbers are not in `report` are left out, such as gates before package."""
     page = _Page(report)
     sections = (
@@ -116,7 +155,8 @@ def render(report: Mapping[str, Any], clips: Sequence[Sample] = ()) -> str:
         ("slices", "By condition", page.slices()),
         ("coverage", "INT8 coverage", page.coverage()),
         ("parity", "Parity with the pruned float model", page.parity()),
-        ("predictions", "Predictions", page.predictions()),
+        ("predictions", "Clip by clip" if report.get("task") == "speech" else "Predictions", page.predictions()),
+        ("sound", "One clip before and after", "" if sound is None else _spectrograms(sound)),
         ("clips", "Golden clips", page.clips(clips)),
         ("provenance", "Provenance", page.provenance()),
     )
@@ -209,7 +249,7 @@ class _Page:
             change = drops[cost][self.lead]
             ends = [_times(sign, change[k]) for k in ("low", "high")]
             rows.append((title, _times(sign, change["value"]), *(reversed(ends) if sign < 0 else ends)))
-        chart = _forest(rows, limits, f"{worse.capitalize()} of {self.label(self.lead)}", lambda x: self.number(self.lead, x, signed=True))
+        chart = _forest(rows, limits, f"{worse.capitalize()} of {self.label(self.lead, unit=True)}", lambda x: self.number(self.lead, x, signed=True))
         changes = []
         for name in self.names():
             cells = [f"<span title='{esc(self.info.get(name, {}).get('title', ''))}'>{esc(self.label(name))}</span>"]
@@ -230,7 +270,7 @@ class _Page:
                 band = self.report.get("intervals", {}).get(row, {}).get(name)
                 cells.append(f"{self.number(name, self.metrics.get(row, {}).get(name))} {self.interval(name, band)}")
             rows.append(cells)
-        tables = table(f"Output {self.report.get('primary', '')}", ["Metric", *ROWS.values()], rows, numeric=(1, 2, 3))
+        tables = self.gain() + table(f"Output {self.report.get('primary', '')}", ["Metric", *ROWS.values()], rows, numeric=(1, 2, 3))
         other = self.report.get("other_outputs") or {}
         if other:
             rows = [
@@ -245,6 +285,24 @@ class _Page:
             tables += table(f"The same after post-processing: {smooth['how']}", ["Metric", *ROWS.values()], rows, numeric=(1, 2, 3))
         return tables
 
+    def gain(self) -> str:
+        """What went in, what came out, and what lies between."""
+        given = self.report.get("input")
+        if not given:
+            return ""
+        shown = [row for row in ROWS if row != "pruned" or self.report.get("is_pruned")]
+        rows = []
+        for name in self.names():
+            cells = [f"{esc(self.info.get(name, {}).get('title', name))} <small>{'lower' if self.info.get(name, {}).get('direction') == 'lower' else 'higher'} is better</small>"]
+            cells.append(self.number(name, given["metrics"].get(name)))
+            for row in shown:
+                change = given["gain"].get(row, {}).get(name, {})
+                band = self.interval(name, [change.get("low"), change.get("high")], signed=True)
+                cells.append(f'{self.number(name, self.metrics.get(row, {}).get(name))}<span class="ci">gain {self.number(name, change.get("value"), signed=True)}</span>{band}')
+            rows.append(cells)
+        said = table("What goes in, and what comes out of it", ["Metric", "Noisy input", *(ROWS[row] for row in shown)], rows, numeric=range(1, 2 + len(shown)))
+        return said + '<p class="note">Each is the mean over the clips. The gain is over the noisy input of the same clips, with its 95 % interval.</p>'
+
     def slices(self) -> str:
         slices = self.report.get("slices") or []
         parts = []
@@ -252,7 +310,7 @@ class _Page:
             mine = [s for s in slices if s["tag"] == tag]
             name = mine[0]["metric"]
             title = "SNR in dB" if tag == "snr_db" else str(tag)
-            chart = _bars(mine, f"{self.label(name)} by {title}", lambda x, name=name: self.number(name, x))
+            chart = _bars(mine, f"{self.label(name, unit=True)} by {title}", lambda x, name=name: self.number(name, x))
             rows = [
                 [esc(_minus(s["value"])), str(s["n"]), *(self.number(name, s[row]) for row in ROWS), f"{self.number(name, s['total']['value'], signed=True)} {self.interval(name, [s['total']['low'], s['total']['high']], signed=True)}"]
                 for s in mine
@@ -316,8 +374,26 @@ class _Page:
         points = [point for point in everything[::step] if None not in point]
         if not points:
             return "<p>No finite predictions.</p>"
+        if self.report.get("task") == "speech":
+            return self.clip_by_clip(p, points, step)
         less = f'<p class="note">Every {step}th clip is drawn.</p>' if step > 1 else ""
         return f'<div class="pair">{_scatter(points)}{_histogram(everything)}</div>{less}'
+
+    def clip_by_clip(self, p: Mapping[str, Any], points: Sequence[tuple[float, float, float]], step: int) -> str:
+        """What each clip gained, and what INT8 changed of that; all in the leading metric."""
+        lead, what = self.lead, self.label(self.lead, unit=True)
+        sign = -1 if self.info.get(lead, {}).get("direction") == "lower" else 1
+        rows = [row for row in zip(p["ids"], p["label"], p["float"], p["artifact"], strict=True) if None not in row]
+        changes = [after - before for _, _, before, after in rows]
+        better = sum(sign * change > 0 for change in changes)
+        said = f"<p>INT8 is better than float in {better} of {len(rows)} clips; the change is {self.number(lead, statistics.median(changes), signed=True)} in the median.</p>"
+        worst = sorted(rows, key=lambda row: sign * (row[3] - row[2]))[:WORST_CLIPS]
+        cells = [[f"<code>{esc(id)}</code>", *(self.number(lead, v) for v in (given, before, after)), self.number(lead, after - before, signed=True)] for id, given, before, after in worst]
+        listed = table("Clips that lose most to INT8", ["Clip", "Noisy input", "Float", "INT8", "INT8 − float"], cells, numeric=(1, 2, 3, 4))
+        above = "above" if sign > 0 else "below"
+        less = f'<p class="note">Every {step}th clip is drawn.</p>' if step > 1 else ""
+        dots = _scatter(points, f"{what}: output over noisy input", f"{len(points)} clips; {above} the diagonal is gain", ("input", "output"), "no gain")
+        return f'{said}<div class="pair">{dots}{_change_histogram(changes, f"{what}: INT8 minus float, clip by clip")}</div>{less}{listed}'
 
     def clips(self, clips: Sequence[Sample]) -> str:
         answers = self.report.get("golden") or {}
@@ -325,8 +401,7 @@ class _Page:
         for clip in clips:
             image = ""
             if clip.strip_png is not None:
-                data = base64.b64encode(clip.strip_png).decode()
-                image = f'<img src="data:image/png;base64,{data}" alt="Four frames of clip {esc(clip.id)}, first to last">'
+                image = f'<img src="{uri(clip.strip_png)}" alt="Four frames of clip {esc(clip.id)}, first to last">'
             wave = _waveform(clip) if clip.envelope else ""
             said = "<br>".join(
                 f"<code>{esc(name)}</code> {_answer(both.get('float'))} pruned float, {_answer(both.get('artifact'))} INT8" for name, both in (answers.get(clip.id) or {}).items()
@@ -361,26 +436,31 @@ class _Page:
     def names(self) -> list[str]:
         """The leading metric first."""
         names = list(self.metrics.get("float", {}))
-        order = {name: i for i, name in enumerate(("mae", "f1", "corr", "acc2", "acc3", "acc5", "wa", "ua", "f1_macro", "f1_weighted", "ccc", "ccc_valence", "ccc_arousal", "rmse"))}
+        order = {name: i for i, name in enumerate(("mae", "f1", "corr", "acc2", "acc3", "acc5", "wa", "ua", "f1_macro", "f1_weighted", "ccc", "ccc_valence", "ccc_arousal", "rmse", "si_sdr", "stoi", "pesq"))}
         return sorted(names, key=lambda name: (name != self.lead, order.get(name, -1), name))
 
-    def label(self, name: str) -> str:
-        return {"mae": "MAE", "f1": "F1", "corr": "correlation", "int8_macs": "INT8 MACs", "wa": "WA", "ua": "UA", "ccc": "CCC", "rmse": "RMSE"}.get(name, str(name).rpartition(":")[2].replace("_", " "))
+    def label(self, name: str, unit: bool = False) -> str:
+        """Its name in a few letters; with `unit`, for an axis that has no room for it at every number."""
+        known = {"mae": "MAE", "f1": "F1", "corr": "correlation", "int8_macs": "INT8 MACs", "wa": "WA", "ua": "UA", "ccc": "CCC", "rmse": "RMSE", "si_sdr": "SI-SDR", "stoi": "STOI", "pesq": "PESQ"}
+        return known.get(name, str(name).rpartition(":")[2].replace("_", " ")) + (" in dB" if unit and self.unit(name) == "dB" else "")
+
+    def unit(self, name: str) -> str:
+        return str(self.info.get(name, {}).get("unit", ""))
 
     def number(self, name: str, value: Any, signed: bool = False) -> str:
         if value is None or not math.isfinite(value):
             return '<span class="bad">not finite</span>'
         if name == "int8_macs":
             return f"{100 * value:.1f} %"
-        unit = self.info.get(name, {}).get("unit", "")
-        digits = 2 if unit in ("points", "%") else 4
+        unit = self.unit(name)
+        digits = digits_of(name, unit)
         text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
-        return f"{text.replace('-', '−')}{' %' if unit == '%' and not signed else ''}"
+        return f"{text.replace('-', '−')}{' dB' if unit == 'dB' else ' %' if unit == '%' and not signed else ''}"
 
     def interval(self, name: str, band: Sequence[float | None] | None, signed: bool = False) -> str:
         if not band or None in band:
             return '<span class="ci">no interval</span>'
-        return f'<span class="ci">{self.number(name, band[0], signed).removesuffix(" %")} to {self.number(name, band[1], signed)}</span>'
+        return f'<span class="ci">{self.number(name, band[0], signed).removesuffix(" %").removesuffix(" dB")} to {self.number(name, band[1], signed)}</span>'
 
 
 def coverage_parts(coverage: Mapping[str, Any], key: str) -> list[tuple[str, float, float]]:
@@ -463,18 +543,33 @@ def coverage_chart(parts: Sequence[tuple[str, float, float]], title: str) -> str
     return svg(height, title, said, "".join(body))
 
 
-def _scatter(points: Sequence[tuple[float, float, float]], title: str = "Prediction over label", what: str = "") -> str:
-    """Prediction over label, float and INT8."""
-    low = min(-1.0, *(min(p) for p in points))
-    high = max(1.0, *(max(p) for p in points))
+def _scatter(points: Sequence[tuple[float, float, float]], title: str = "Prediction over label", what: str = "", axes: tuple[str, str] = ("", ""), diagonal: str = "") -> str:
+    """Prediction over label, float and INT8.
+
+    Args:
+        what: what it shows, for who cannot see it.
+        axes: what stands to the right and upwards; then the axes reach as far as the values, else from -1 to 1 at least.
+        diagonal: what it means where both are equal.
+    """
+    least = () if any(axes) else (-1.0, 1.0)
+    low, high = min(*least, *(min(p) for p in points)), max(*least, *(max(p) for p in points))
+    pad = 0.03 * (high - low) if any(axes) else 0.0
+    low, high = low - pad, high + pad
     x, y = scale(low, high, 44, WIDTH - 10), scale(low, high, 300, 10)
     ticks = ticks_of(low, high, 4)
     body = [axis_x(x, 300, ticks), axis_y(y, ticks), f'<line class="zero" x1="{x(low):.1f}" y1="{y(low):.1f}" x2="{x(high):.1f}" y2="{y(high):.1f}"/>']
+    strong = " strong" if len(points) <= 300 else ""
     for row, at in (("float", 1), ("artifact", 2)):
         dots = "".join(f"M{x(p[0]):.1f} {y(p[at]):.1f}h0" for p in points)
-        body.append(f'<path class="points {row}" d="{dots}"/>')
+        body.append(f'<path class="points{strong if any(axes) else ""} {row}" d="{dots}"/>')
+    if diagonal:
+        at = low + 0.8 * (high - low)
+        body.append(f'<text class="small faint" x="{x(at) + 8:.1f}" y="{y(at) + 16:.1f}">{esc(diagonal)}</text>')
+    right, up = axes
+    body.append(f'<text class="small faint" x="48" y="20">↑ {esc(up)}</text>' if up else "")
+    body.append(f'<text class="small faint" x="{WIDTH - 10}" y="336" text-anchor="end">{esc(right)} →</text>' if right else "")
     body.append(legend((("float", "Float"), ("artifact", "INT8")), 336))
-    return svg(344, title, f"{what or f'{len(points)} clips'}; the closer to the diagonal the better", "".join(body))
+    return svg(344, title, what if diagonal else f"{what or f'{len(points)} clips'}; the closer to the diagonal the better", "".join(body))
 
 
 def _confusion(predictions: Mapping[str, Any], classes: Sequence[str], agreement: Mapping[str, Any]) -> str:
@@ -552,6 +647,40 @@ def _histogram(points: Sequence[tuple[Any, Any, Any]], bins: int = 24) -> str:
         body.append(f'<path class="outline {row}" d="{path}L{x(edge):.1f} {y(0):.1f}"/>')
     body.append(legend((("float", "Float"), ("artifact", "INT8")), 336))
     return svg(344, "Error: prediction minus label", f"number of clips per error, from {-edge:.2f} to {edge:.2f}", "".join(body))
+
+
+def _change_histogram(changes: Sequence[float], title: str) -> str:
+    """How many clips change by how much, as bars on both sides of zero, and their mean."""
+    edge = max(map(abs, changes)) or 1.0
+    half = min(12, max(3, round(math.sqrt(len(changes)))))  # bars on each side, so that none holds losses and gains
+    counts = [0] * (2 * half)
+    for change in changes:
+        counts[min(2 * half - 1, int((change + edge) / edge * half))] += 1
+    top = max(counts)
+    x, y = scale(-edge, edge, 44, WIDTH - 10), scale(0, top * 1.05, 300, 24)
+    body = [axis_x(x, 300, ticks_of(-edge, edge, 6)), axis_y(y, [t for t in ticks_of(0, top, 4) if t == int(t)])]
+    for i, count in enumerate(counts):
+        left, right = (x(edge * (i + k - half) / half) for k in (0, 1))
+        body.append(f'<rect class="fill artifact" x="{left + 0.5:.1f}" y="{y(count):.1f}" width="{right - left - 1:.1f}" height="{y(0) - y(count):.1f}"/>' if count else "")
+    mean = statistics.fmean(changes)
+    body.append(f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="24" y2="300"/><line class="whisker total" x1="{x(mean):.1f}" x2="{x(mean):.1f}" y1="26" y2="300"/>')
+    body.append('<text class="small faint" x="44" y="16">↑ clips</text>')
+    body.append(legend((("artifact", "clips"), ("total", f"mean {mean:+.2f}".replace("-", "−"))), 336))
+    return svg(344, title, f"{len(changes)} clips from {min(changes):+.2f} to {max(changes):+.2f}, mean {mean:+.2f}", "".join(body))
+
+
+def _spectrograms(sound: Sound) -> str:
+    """Each with its axes: seconds to the right, kHz upwards."""
+    x, y = scale(0, sound.seconds, 44, WIDTH - 8), scale(0, sound.top_khz, 158, 18)
+    axes = axis_x(x, 158, ticks_of(0, sound.seconds, 5)) + axis_y(y, ticks_of(0, sound.top_khz, 4))
+    axes += f'<text class="small faint" x="4" y="12">kHz</text><text class="small faint" x="{WIDTH - 8}" y="188" text-anchor="end">s</text>'
+    figures = []
+    for what, picture in sound.pictures:
+        pixels = f'<image href="{uri(picture)}" x="44" y="18" width="{WIDTH - 52}" height="140" preserveAspectRatio="none"/>'
+        figures.append(svg(192, what, f"Spectrogram of clip {sound.id}, {sound.seconds:.1f} seconds, 0 to {sound.top_khz:g} kHz", axes + pixels))
+    loudest = f"{sound.loudest_db:.0f}".replace("-", "−")
+    note = f"Clip {sound.id}. Spectrograms of {WINDOW} samples, all on one scale: bright is {loudest} dB of full scale, dark is {-FLOOR_DB:.0f} dB less."
+    return f'<p class="note">{esc(note)} What the last one shows above the noise floor is what one would hear of INT8.</p><div class="pair">{"".join(figures)}</div>'
 
 
 def _waveform(clip: Sample) -> str:

@@ -34,7 +34,7 @@ LAYERS = (
     ("recipe", "target", "cache", "bundle", "tools"),
     ("document",),
     ("artifact",),
-    ("native", "speech_quality"),
+    ("native", "speech_quality", "pictures"),
     ("progress", "page", "plugins", "resize", "spectrum", "native_format"),
     ("errors",),
 )

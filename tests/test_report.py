@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgekit.page import ticks_of
-from edgekit.report import esc, png, render, samples
+from edgekit.report import esc, png, render, samples, sound
 
 
 def measured(**more):
@@ -246,3 +246,92 @@ def test_importing_the_page_needs_no_numpy():
 def test_equal_tensors_are_called_equal_rather_than_not_finite():
     text = render(measured())
     assert ">equal<" in text
+
+
+# speech
+
+
+def speech(**more):
+    """report.json of a denoiser on three clips, the second of which INT8 makes worse than what went in."""
+    rows = {"float": [4.8, 11.0, 18.1], "pruned": [4.8, 11.0, 18.1], "artifact": [4.7, -0.5, 18.2]}
+    change = {"si_sdr": {"value": -3.9, "low": -11.5, "high": 0.1}, "stoi": {"value": -0.002, "low": -0.004, "high": 0.0}}
+    scores = {"si_sdr": 11.3, "stoi": 0.8514}
+    return measured(**dict(
+        task="speech", primary="speech", lead="si_sdr", is_pruned=False, metrics={row: scores for row in rows},
+        intervals={row: {"si_sdr": [9.8, 18.4], "stoi": [0.78, 0.91]} for row in rows}, drops={cost: change for cost in ("prune_cost", "int8_cost", "total")},
+        metric_info={"si_sdr": {"unit": "dB", "direction": "higher", "title": "SI-SDR"}, "stoi": {"unit": "", "direction": "higher", "title": "STOI"}},
+        input={"metrics": {"si_sdr": 1.67, "stoi": 0.85}, "gain": {row: change | {"si_sdr": {"value": 8.05, "low": 6.744, "high": 9.33}} for row in rows}},
+        predictions={"ids": ["c0", "c1", "c2"], "label": [-5.0, 0.0, 10.0], **rows},
+        slices=[{"tag": "snr_db", "value": v, "n": 2, "metric": "si_sdr", "float": 5.0, "pruned": 5.0, "artifact": 4.9, "low": -1.0, "high": 6.0, "total": change["si_sdr"]} for v in ("-5", "0")],
+    ) | more)  # fmt: skip
+
+
+def words(text):
+    return " ".join(" ".join(Page(text).texts).split())
+
+
+def test_speech_is_told_as_gain_over_the_noisy_input_in_decibels():
+    said = words(render(speech()))
+    assert "Noisy input" in said and "1.67 dB" in said and "gain +8.05 dB +6.74 to +9.33 dB" in said
+    assert "INT8 is better than float in 1 of 3 clips; the change is −0.10 dB in the median" in said
+    assert "0.8514" in said and "SI-SDR in dB: output over noisy input" in said and "SI-SDR in dB: INT8 minus float, clip by clip" in said
+    assert re.search(r"Clips that lose most to INT8.*?c1 0\.00 dB 11\.00 dB −0\.50 dB −11\.50 dB", said), "the worst stands first"
+    assert "3 clips from -11.50 to +0.10" in render(speech())
+
+
+def test_every_bar_of_the_change_lies_on_one_side_of_zero():
+    """Three losses and one gain, so that a bar across zero would hide one."""
+    rows = speech()["predictions"] | {"ids": list("abcd"), "label": [0.0] * 4, "float": [0.0] * 4, "artifact": [-0.01, -0.02, -1.0, 0.01]}
+    chart = re.search(r"INT8 minus float, clip by clip</figcaption>.*?</svg>", render(speech(predictions=rows)), re.S).group()
+    zero = float(re.search(r'class="zero" x1="([\d.]+)"', chart).group(1))
+    bars = [(float(x), float(x) + float(width)) for x, width in re.findall(r'class="fill artifact" x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height', chart)]
+    bars = bars[:-1]  # the last is the legend's
+    assert len(bars) == 3 and all(right <= zero or left >= zero for left, right in bars) and sum(left >= zero for left, _ in bars) == 1
+
+
+def test_speech_without_one_finite_clip_still_renders():
+    silent = speech()["predictions"] | {"artifact": [None] * 3}
+    assert "No finite predictions" in render(json.loads(json.dumps(speech(predictions=silent))))
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """What reference and verify leave of three clips of speech, the second of which is golden."""
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    waves = {key: (0.1 * rng.standard_normal((3, 16000))).astype(np.float32) for key in ("label/speech", "original/speech", "pruned/speech")}
+    save_file(waves, tmp_path / "predictions.safetensors")
+    save_file({"c1~shorter/input/wave": waves["label/speech"][0], "c1/input/wave": waves["label/speech"][1], "c1/output/speech": waves["pruned/speech"][1]}, tmp_path / "golden.safetensors")
+    save_file({"speech": waves["original/speech"]}, tmp_path / "outputs.safetensors")
+    described = {"task": "speech", "primary": "speech", "ids": ["c0", "c1", "c2"], "golden": [{"id": "c1~shorter", "derived_from": "c1"}, {"id": "c1", "derived_from": None}]}
+    (tmp_path / "reference.json").write_text(json.dumps(described))
+    return tmp_path
+
+
+def test_one_golden_clip_is_drawn_before_and_after(recorded):
+    drawn = sound(recorded, recorded / "outputs.safetensors", 16000)
+    assert drawn.id == "c1" and drawn.seconds == 1.0 and drawn.top_khz == 8.0
+    assert [what for what, _ in drawn.pictures] == ["Noisy input", "Clean speech", "Float", "INT8", "INT8 − float"]
+    pictures = dict(drawn.pictures)
+    assert pictures["Noisy input"] == pictures["Clean speech"], "the made-up input is the label"
+    assert pictures["Float"] == pictures["INT8"] != pictures["Noisy input"]
+    lengths = [struct.unpack(">II", picture[16:24]) for picture in pictures.values()]
+    assert set(lengths) == {(122, 128)}, "of 256 frequencies two make a row"
+    text = render(speech(), (), drawn)
+    assert len(text) < 1_000_000 and text.count("data:image/png;base64,") == 5 and len(Page(text).all("image")) == 5
+
+
+def test_other_tasks_have_no_spectrograms(recorded):
+    (recorded / "reference.json").write_text((recorded / "reference.json").read_text().replace('"task": "speech"', '"task": "value"'))
+    assert sound(recorded, recorded / "outputs.safetensors", 16000) is None
+
+
+def test_a_palette_png_decodes_to_its_colours():
+    from edgekit import pictures
+
+    levels = np.arange(pictures.LEVELS, dtype=np.uint8).reshape(6, 8)
+    data = png(levels, pictures.palette())
+    assert data[25] == 3 and pictures.palette().tobytes() in data
+    body = data[data.index(b"IDAT") + 4 :]
+    np.testing.assert_array_equal(np.frombuffer(zlib.decompressobj().decompress(body), np.uint8).reshape(6, 9)[:, 1:], levels)

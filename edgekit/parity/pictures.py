@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import re
 from collections.abc import Sequence
@@ -10,19 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from edgekit.page import WIDTH, esc
-from edgekit.report import png
+from edgekit.pictures import FLOOR_DB, WINDOW, coloured, image, spectrogram, thinned
 
 LEAST_WAVE = 1024  # samples of a tensor that is taken for a waveform
 LEAST_MAP = 8  # rows and columns of a tensor that is taken for a picture
-WINDOW, HOP = 512, 128
-FLOOR_DB = -80.0
-MAX_COLUMNS, MAX_ROWS = 480, 128
 ENVELOPE = 240
-LEVELS = 48  # colours of a map: what the eye tells apart, and few enough to compress
 _AUDIO = re.compile(r"wav|audio|pcm|speech|enhanced|clean|noisy|denoised|waveform", re.IGNORECASE)
 
-# Dark to bright with even steps of lightness, so that it reads without colour too.
-_RAMP = np.array([(13, 8, 35), (64, 15, 92), (121, 28, 109), (181, 46, 93), (232, 86, 58), (252, 152, 38), (246, 216, 92), (252, 253, 210)], np.float64)
+__all__ = ["FLOOR_DB", "WINDOW", "envelopes", "frames_of", "image", "map_of", "maps", "spectrogram", "spectrograms", "waveform_of"]
 
 
 def waveform_of(name: str, tensor: np.ndarray) -> np.ndarray | None:
@@ -76,53 +70,20 @@ def frames_of(tensor: np.ndarray, count: int = 4) -> np.ndarray | None:
     return np.rint(255 * (strip - low) / (high - low or 1.0)).astype(np.uint8)
 
 
-def spectrogram(wave: np.ndarray) -> np.ndarray:
-    """float64 [WINDOW/2 + 1, frames]: dB of a Hann-windowed STFT against full scale 1; frequency upwards."""
-    window = np.hanning(WINDOW + 1)[:-1]
-    padded = np.pad(wave, (0, max(0, WINDOW - len(wave))))
-    count = 1 + (len(padded) - WINDOW) // HOP
-    index = np.arange(WINDOW)[None] + HOP * np.arange(count)[:, None]
-    power = np.abs(np.fft.rfft(padded[index] * window, axis=1) / (window.sum() / 2)) ** 2
-    return 10 * np.log10(np.maximum(power, 1e-20)).T
-
-
 def maps(a: np.ndarray, b: np.ndarray) -> tuple[list[np.ndarray], tuple[float, float], float]:
     """([A, B, |A - B|] as uint8 [h, w, 3], (lowest, highest) of A and B, largest difference); the difference has a scale of its own, from 0."""
     low, high = min(float(a.min()), float(b.min())), max(float(a.max()), float(b.max()))
     off = np.abs(a - b)
     worst = float(off.max())
     shares = ((a - low) / ((high - low) or 1.0), (b - low) / ((high - low) or 1.0), off / (worst or 1.0))
-    return [_coloured(_thinned(share)) for share in shares], (low, high), worst
+    return [coloured(thinned(share)) for share in shares], (low, high), worst
 
 
 def spectrograms(a: np.ndarray, b: np.ndarray) -> tuple[list[np.ndarray], float]:
     """([A, B, A - B] as uint8 [h, w, 3], loudest level in dB of full scale), all from FLOOR_DB below the loudest up to it."""
     levels = [spectrogram(wave) for wave in (a, b, a - b)]
     loudest = max(float(levels[0].max()), float(levels[1].max()))
-    return [_coloured(_thinned((level - loudest - FLOOR_DB) / -FLOOR_DB)) for level in levels], loudest
-
-
-def _thinned(image: np.ndarray) -> np.ndarray:
-    """At most MAX_ROWS x MAX_COLUMNS: the largest of every block stays, so that a click is not lost."""
-    for axis, most in ((0, MAX_ROWS), (1, MAX_COLUMNS)):
-        step = math.ceil(image.shape[axis] / most)
-        if step > 1:
-            image = np.maximum.reduceat(image, np.arange(0, image.shape[axis], step), axis=axis)
-    return image
-
-
-def _coloured(shares: np.ndarray) -> np.ndarray:
-    """0..1 [rows, columns], rows upwards → uint8 [rows, columns, 3]."""
-    at = np.rint(np.clip(shares, 0, 1) * (LEVELS - 1)) / (LEVELS - 1) * (len(_RAMP) - 1)
-    left = np.minimum(at.astype(int), len(_RAMP) - 2)
-    share = (at - left)[..., None]
-    return np.rint(_RAMP[left] * (1 - share) + _RAMP[left + 1] * share).astype(np.uint8)[::-1]
-
-
-def image(pixels: np.ndarray, alt: str, css: str = "") -> str:
-    data = base64.b64encode(png(np.ascontiguousarray(pixels))).decode()
-    named = f' class="{css}"' if css else ""
-    return f'<img{named} src="data:image/png;base64,{data}" width="{pixels.shape[1]}" height="{pixels.shape[0]}" alt="{esc(alt)}">'
+    return [coloured(thinned((level - loudest - FLOOR_DB) / -FLOOR_DB)) for level in levels], loudest
 
 
 def envelopes(waves: Sequence[tuple[str, str, np.ndarray]], peak: float, name: str) -> str:

@@ -20,13 +20,14 @@ from edgekit.datasets import open_dataset
 from edgekit.errors import RecipeError
 from edgekit.formats import read_json, write_json
 from edgekit.stages import Job
+from edgekit.stages.verify import OUTPUTS
 
 if TYPE_CHECKING:
     from edgekit.recipe import Recipe
     from edgekit.target import Target
 
 NEEDS = ("export", "verify", "reference", "prune")
-SEMANTICS = 2  # 2: README.txt tells host steps, results and every file
+SEMANTICS = 3  # 3: report.html draws speech. 2: README.txt tells host steps, results and every file
 TOOLS = ("safetensors",)
 
 BUILT_WITH = ("torch", "onnxsim", "transformers", "onnx", "onnx_ir", "onnxruntime", "torch-pruning", "numpy", "safetensors")
@@ -81,7 +82,9 @@ def run(job: Job) -> None:
     bundle.mkdir()
     golden_path = job.inputs["reference"] / "golden.safetensors"
     write_json(bundle / "report.json", report)
-    (bundle / "report.html").write_text(html.render(report, html.samples(load_file(golden_path), reference["golden"])), encoding="utf-8")
+    audio = read_json(job.inputs["export"] / "preprocess.json").get("audio", {})
+    sound = html.sound(job.inputs["reference"], job.inputs["verify"] / OUTPUTS, audio.get("sample_rate_hz", 0))
+    (bundle / "report.html").write_text(html.render(report, html.samples(load_file(golden_path), reference["golden"]), sound), encoding="utf-8")
     if report["verdict"] not in ("pass", "pending-device"):
         return
 

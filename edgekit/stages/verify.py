@@ -127,7 +127,9 @@ def run(job: Job) -> None:
     report = finite(report)
     write_json(job.out / "report.json", report)
     save_file(got, job.out / OUTPUTS)
-    (job.out / "report.html").write_text(html.render(report, html.samples(golden, reference["golden"])), encoding="utf-8")
+    audio = read_json(job.inputs["export"] / "preprocess.json").get("audio", {})
+    sound = html.sound(job.inputs["reference"], job.out / OUTPUTS, audio.get("sample_rate_hz", 0))
+    (job.out / "report.html").write_text(html.render(report, html.samples(golden, reference["golden"]), sound), encoding="utf-8")
 
 
 def _backend(job: Job) -> ModuleType:
