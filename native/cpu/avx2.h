@@ -33,8 +33,8 @@ struct Vec8 {
   }
   static EK_INLINE Floats prelu(Floats y, Floats slope) { return _mm256_blendv_ps(y * slope, y, _mm256_cmp_ps(y, zero(), _CMP_GT_OQ)); }
 
-  // sums[i]: the sum over the lanes of v[i].
-  static EK_INLINE void store_sums(const Floats (&v)[8], float* sums) {
+  // sums[i]: the sum over the lanes of v[i], for eight of them.
+  static EK_INLINE void store_sums(const Floats* v, float* sums) {
     Floats pair[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) pair[i] = _mm256_hadd_ps(v[2 * i], v[2 * i + 1]);

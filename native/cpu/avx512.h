@@ -36,8 +36,8 @@ struct Vec16 {
     return _mm512_mask_mul_ps(y, _mm512_cmp_ps_mask(y, zero(), _CMP_NGT_UQ), y, slope);
   }
 
-  // sums[i]: the sum over the lanes of v[i].
-  static EK_INLINE void store_sums(const Floats (&v)[8], float* sums) {
+  // sums[i]: the sum over the lanes of v[i], for eight of them.
+  static EK_INLINE void store_sums(const Floats* v, float* sums) {
     __m256 half[8], pair[4];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) half[i] = _mm512_castps512_ps256(v[i]) + _mm512_extractf32x8_ps(v[i], 1);

@@ -49,15 +49,16 @@ struct I8 {
   static EK_INLINE __m512i quantize(__m512 y, float inv_scale) {
     return _mm512_cvtps_epi32(V::min(V::max(y * V::all(inv_scale), V::all(-127.0f)), V::all(127.0f)));
   }
-  static EK_INLINE void store_offset(Element* to, __m512i q) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_xor_si128(_mm512_cvtepi32_epi8(q), _mm_set1_epi8(-128)));
+  static EK_INLINE __m128i bytes(__m512 y, float inv_scale) {
+    return _mm_xor_si128(_mm512_cvtepi32_epi8(quantize(y, inv_scale)), _mm_set1_epi8(-128));
   }
-  static EK_INLINE void store(Element* to, __m512 y, float inv_scale) { store_offset(to, quantize(y, inv_scale)); }
+  static EK_INLINE void store_bytes(Element* to, __m128i q) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), q); }
+  static EK_INLINE void store(Element* to, __m512 y, float inv_scale) { store_bytes(to, bytes(y, inv_scale)); }
   static EK_INLINE void store_complex(Element* row, ptrdiff_t plane, __m512 re, __m512 im, float inv_scale, int) {
-    const __m512i q_im = quantize(im, inv_scale);
-    store_offset(row, quantize(re, inv_scale));
-    store_offset(row + plane, q_im);
-    store_offset(row + 2 * plane, _mm512_sub_epi32(_mm512_setzero_si512(), q_im));
+    const __m128i q_im = bytes(im, inv_scale);
+    store_bytes(row, bytes(re, inv_scale));
+    store_bytes(row + plane, q_im);
+    store_bytes(row + 2 * plane, _mm_sub_epi8(_mm_setzero_si128(), q_im));  // 128 - q is 256 - (q + 128)
   }
 };
 

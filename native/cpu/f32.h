@@ -75,8 +75,9 @@ void gauss_pass(const Conv* conv, const Tap* taps, int pass, int column, const f
   for (int t = 0; t < conv->n_taps; t++) {
     const ptrdiff_t step = conv->step[t];
     const float* x = static_cast<const float*>(taps[t].x) + column * step + kGaussPlane[pass] * rounded(conv->c_in[t]);
-#pragma GCC unroll 2
+#pragma GCC unroll 1
     for (int k = 0; k < conv->c_in[t]; k++, x++, w += kPanels * V::kLanes) {
+      one_step_at_a_time(x, w);
       typename V::Floats weights[kPanels];
 #pragma GCC unroll 2
       for (int m = 0; m < kPanels; m++) weights[m] = V::load(w + m * V::kLanes);

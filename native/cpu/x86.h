@@ -27,6 +27,12 @@ namespace {
 
 constexpr int kStepBytes = 4;  // of one input plane
 
+// Hides from GCC where the next step's operands are. Else it moves loads across steps, and copies and spills sums to make room for them.
+template <class A, class B>
+EK_INLINE void one_step_at_a_time(A*& x, B*& w) {
+  asm volatile("" : "+r"(x), "+r"(w));
+}
+
 EK_INLINE int blocks_of(int n, int size) { return (n + size - 1) / size; }
 EK_INLINE int smaller(int a, int b) { return a < b ? a : b; }
 
@@ -111,8 +117,9 @@ void block(const Conv* conv, const Tap* taps, const Out* out, int column, int pa
     const ptrdiff_t plane = rounded(conv->c_in[t]) * static_cast<ptrdiff_t>(sizeof(typename Math::Element));
     const char* x = static_cast<const char*>(taps[t].x) + column * step;
     const int steps = conv->c_in[t] / kInputs<Math>;
-#pragma GCC unroll 2
+#pragma GCC unroll 1
     for (int k = 0; k < steps; k++, x += kStepBytes, w += kPanels * 2 * kVectorBytes<Math>) {
+      one_step_at_a_time(x, w);
       typename Math::Weights w_re[kPanels], w_im[kPanels];
 #pragma GCC unroll 8
       for (int m = 0; m < kPanels; m++) {
@@ -381,10 +388,10 @@ EK_INLINE typename Math::V::Floats finish(const GateSums<Math, kGates>& sum, int
   return Math::scaled(kApart == 2 ? Math::add(sum[0][k][g], sum[kApart - 1][k][g]) : sum[0][k][g], scale, bias);
 }
 
+// W_x x + b_x and W_h h + b_h of one item, for both inputs: [input][gate][x, h] of a vector each.
 template <class Math, int kGates>
-void cell_item(const Cell* cell, const CellRun* run, int item) {
+void cell_sums(const Cell* cell, const CellRun* run, int item, float* sums) {
   using V = typename Math::V;
-  using F = typename V::Floats;
   const int hidden = cell->hidden, u = item * V::kLanes;
   const auto* starts = static_cast<const int32_t*>(cell->weights);
   size_t steps = 0;
@@ -392,53 +399,73 @@ void cell_item(const Cell* cell, const CellRun* run, int item) {
   const char* w = reinterpret_cast<const char*>(starts + 2 * kGates * hidden) + item * steps * kGates * kVectorBytes<Math>;
 
   GateSums<Math, kGates> sum;
-  start_sums<Math, kGates>(sum, starts + u, hidden);
-  for (int s = 0; s < cell->n_segments; s++)
-    multiply_both<Math, kGates>(w, static_cast<const char*>(run->x[0][s]), static_cast<const char*>(run->x[1][s]), cell->segment[s] / kInputs<Math>,
-                                sum);
-  F x[2][kGates];
-#pragma GCC unroll 2
-  for (int k = 0; k < 2; k++)
-#pragma GCC unroll 4
-    for (int g = 0; g < kGates; g++) x[k][g] = finish<Math, kGates>(sum, k, g, cell->scale_x + g * hidden + u, cell->bias_x + g * hidden + u);
-
-  start_sums<Math, kGates>(sum, starts + kGates * hidden + u, hidden);
-  multiply_both<Math, kGates>(w, static_cast<const char*>(run->h_old[0]), static_cast<const char*>(run->h_old[1]),
-                              cell->segment[cell->n_segments] / kInputs<Math>, sum);
-  const F one = V::all(1.0f);
-#pragma GCC unroll 2
-  for (int k = 0; k < 2; k++) {
-    F from_h[kGates];
-#pragma GCC unroll 4
-    for (int g = 0; g < kGates; g++) from_h[g] = finish<Math, kGates>(sum, k, g, cell->scale_h + g * hidden + u, cell->bias_h + g * hidden + u);
-    F h;
-    if constexpr (kGates == 4) {
-      // c' = c / (1 + e_f) + (1 - e_g) / ((1 + e_i) (1 + e_g)),  h = (1 - e_c) / ((1 + e_o) (1 + e_c)): three divisions, not five.
-      const F g = x[k][2] + from_h[2], e_g = exp_minus<V>(g + g, kFlat);
-      const F i = one + exp_minus<V>(x[k][0] + from_h[0], kFlat), f = one + exp_minus<V>(x[k][1] + from_h[1], kFlat);
-      const F o = one + exp_minus<V>(x[k][3] + from_h[3], kFlat);
-      const F c = V::load(run->c[k] + u) / f + (one - e_g) / (i * (one + e_g));
-      V::store(run->c[k] + u, c);
-      const F e_c = exp_minus<V>(c + c, kFlat);
-      h = (one - e_c) / (o * (one + e_c));
+  for (int part = 0; part < 2; part++) {
+    start_sums<Math, kGates>(sum, starts + part * kGates * hidden + u, hidden);
+    if (part == 0) {
+      for (int s = 0; s < cell->n_segments; s++)
+        multiply_both<Math, kGates>(w, static_cast<const char*>(run->x[0][s]), static_cast<const char*>(run->x[1][s]),
+                                    cell->segment[s] / kInputs<Math>, sum);
     } else {
-      const F r = sigmoid<V>(x[k][0] + from_h[0]), z = sigmoid<V>(x[k][1] + from_h[1]);
-      const F n = tanh_of<V>(V::plus_product(r, from_h[2], x[k][2]));
-      h = V::plus_product(z, V::load(run->h_f32_old[k] + u) - n, n);
+      multiply_both<Math, kGates>(w, static_cast<const char*>(run->h_old[0]), static_cast<const char*>(run->h_old[1]),
+                                  cell->segment[cell->n_segments] / kInputs<Math>, sum);
     }
-    V::store(run->h_f32[k] + u, h);
-    Math::store(static_cast<typename Math::Element*>(run->h_new[k]) + u, h, 127.0f);
+    const float* scale = (part ? cell->scale_h : cell->scale_x) + u;
+    const float* bias = (part ? cell->bias_h : cell->bias_x) + u;
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; k++)
+#pragma GCC unroll 4
+      for (int g = 0; g < kGates; g++)
+        V::store(sums + ((k * kGates + g) * 2 + part) * V::kLanes, finish<Math, kGates>(sum, k, g, scale + g * hidden, bias + g * hidden));
+  }
+}
+
+// The gates of one item for input k, and the new state.
+template <class Math, int kGates>
+EK_INLINE void cell_gates(const CellRun* run, int k, int u, const float* sums) {
+  using V = typename Math::V;
+  using F = typename V::Floats;
+  const auto x = [&](int gate) { return V::load(sums + gate * 2 * V::kLanes); };
+  const auto from_h = [&](int gate) { return V::load(sums + (gate * 2 + 1) * V::kLanes); };
+  const auto both = [&](int gate) { return x(gate) + from_h(gate); };
+  const F one = V::all(1.0f);
+  F h;
+  if constexpr (kGates == 4) {
+    // c' = c / (1 + e_f) + (1 - e_g) / ((1 + e_i) (1 + e_g)),  h = (1 - e_c) / ((1 + e_o) (1 + e_c)): three divisions, not five.
+    const F g = both(2), e_g = exp_minus<V>(g + g, kFlat);
+    const F i = one + exp_minus<V>(both(0), kFlat), f = one + exp_minus<V>(both(1), kFlat), o = one + exp_minus<V>(both(3), kFlat);
+    const F c = V::load(run->c[k] + u) / f + (one - e_g) / (i * (one + e_g));
+    V::store(run->c[k] + u, c);
+    const F e_c = exp_minus<V>(c + c, kFlat);
+    h = (one - e_c) / (o * (one + e_c));
+  } else {
+    const F r = sigmoid<V>(both(0)), z = sigmoid<V>(both(1)), n = tanh_of<V>(V::plus_product(r, from_h(2), x(2)));
+    h = V::plus_product(z, V::load(run->h_f32_old[k] + u) - n, n);
+  }
+  V::store(run->h_f32[k] + u, h);
+  Math::store(static_cast<typename Math::Element*>(run->h_new[k]) + u, h, 127.0f);
+}
+
+// Sums of several items first, then their gates: weights stream in without a pause, and gates of several items overlap.
+constexpr int kItemsAtOnce = 8;
+
+template <class Math, int kGates>
+void cell_items(const Cell* cell, const CellRun* run, int first_item, int last_item) {
+  constexpr int kLanesHere = Math::V::kLanes, kSums = 2 * kGates * 2 * kLanesHere;
+  alignas(64) float sums[kItemsAtOnce * kSums];
+  for (int begin = first_item; begin < last_item; begin += kItemsAtOnce) {
+    const int end = smaller(begin + kItemsAtOnce, last_item);
+    for (int item = begin; item < end; item++) cell_sums<Math, kGates>(cell, run, item, sums + (item - begin) * kSums);
+    for (int item = begin; item < end; item++)
+      for (int k = 0; k < 2; k++) cell_gates<Math, kGates>(run, k, item * kLanesHere, sums + (item - begin) * kSums + k * kSums / 2);
   }
 }
 
 template <class Math>
 void cell(const Cell* cell, const CellRun* run, int first_item, int last_item) {
-  for (int item = first_item; item < last_item; item++) {
-    if (cell->kind == EK_LSTM)
-      cell_item<Math, 4>(cell, run, item);
-    else
-      cell_item<Math, 3>(cell, run, item);
-  }
+  if (cell->kind == EK_LSTM)
+    cell_items<Math, 4>(cell, run, first_item, last_item);
+  else
+    cell_items<Math, 3>(cell, run, first_item, last_item);
 }
 
 // ---- dense --------------------------------------------------------------------------------------------------------------------------
@@ -579,9 +606,10 @@ void first(const ConvSpec* spec, const Tap* taps, const Out* out, int first_colu
 // Lanes are input channels here, since there is one output channel. Weights of one tap are c_in floats in a row.
 template <class V, int kColumns>
 void last_block(const ConvSpec* spec, const Tap* taps, float* y_re, float* y_im, int column) {
-  typename V::Floats sums[8], more[8];  // [2 * column] real, [2 * column + 1] imaginary; apart, to hide the latency of one
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) sums[i] = more[i] = V::zero();
+  constexpr int kSums = kColumns > 4 ? 16 : 8;
+  typename V::Floats sums[kSums];  // [2 * column] real, [2 * column + 1] imaginary
+#pragma GCC unroll 16
+  for (int i = 0; i < kSums; i++) sums[i] = V::zero();
   const float* w_re = spec->w[0];
   const float* w_im = spec->w[1];
   for (int t = 0; t < spec->n_taps; t++) {
@@ -591,23 +619,22 @@ void last_block(const ConvSpec* spec, const Tap* taps, float* y_re, float* y_im,
     for (int c = 0; c < c_in; c += V::kLanes) {
       const int left = smaller(V::kLanes, c_in - c);
       const auto wr = V::load_some(w_re + c, left), wi = V::load_some(w_im + c, left);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int n = 0; n < kColumns; n++) {
         const auto a = V::load(x + n * step + c), b = V::load(x + n * step + plane + c);
         sums[2 * n] = V::plus_product(wr, a, sums[2 * n]);
         sums[2 * n + 1] = V::plus_product(wr, b, sums[2 * n + 1]);
-        more[2 * n] = V::minus_product(wi, b, more[2 * n]);
-        more[2 * n + 1] = V::plus_product(wi, a, more[2 * n + 1]);
+        sums[2 * n] = V::minus_product(wi, b, sums[2 * n]);
+        sums[2 * n + 1] = V::plus_product(wi, a, sums[2 * n + 1]);
       }
     }
     w_re += c_in;
     w_im += c_in;
   }
+  float y[kSums];
+#pragma GCC unroll 2
+  for (int i = 0; i < kSums; i += 8) V::store_sums(sums + i, y + i);
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) sums[i] = sums[i] + more[i];
-  float y[8];
-  V::store_sums(sums, y);
-#pragma GCC unroll 4
   for (int n = 0; n < kColumns; n++) {
     const float re = spec->gain[0][0] * y[2 * n] + spec->bias[0][0], im = spec->gain[1][0] * y[2 * n + 1] + spec->bias[1][0];
     y_re[2 * (column + n)] = re > 0.0f ? re : spec->slope * re;
@@ -617,8 +644,9 @@ void last_block(const ConvSpec* spec, const Tap* taps, float* y_re, float* y_im,
 
 template <class V>
 void last(const ConvSpec* spec, const Tap* taps, float* y_re, float* y_im, int first_column, int last_column) {
+  constexpr int kColumns = V::kLanes == 16 ? 8 : 4;
   int n = first_column;
-  for (; n + 4 <= last_column; n += 4) last_block<V, 4>(spec, taps, y_re, y_im, n);
+  for (; n + kColumns <= last_column; n += kColumns) last_block<V, kColumns>(spec, taps, y_re, y_im, n);
   for (; n < last_column; n++) last_block<V, 1>(spec, taps, y_re, y_im, n);
 }
 
