@@ -20,6 +20,7 @@ demo: venv
 venv: $(READY)
 
 # The native engine is a package of its own: edgekit works without it, but for the targets that run it.
+# Its operators for torch and OpenVINO are compiled against those of this environment.
 NATIVE_SOURCES := $(shell find native -type f -not -path 'native/build/*')
 
 $(READY): pyproject.toml $(NATIVE_SOURCES)
@@ -27,7 +28,7 @@ $(READY): pyproject.toml $(NATIVE_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_INDEX) "$(TORCH)"
 	$(BIN)/python -m pip install --quiet -e '.[openvino,tflite,train,dev]'
-	$(BIN)/python -m pip install --quiet ./native
+	$(BIN)/python -m pip install --quiet ./native $(foreach package,torch openvino,-C cmake.define.EK_$(shell echo $(package) | tr a-z A-Z)_ROOT=$$($(BIN)/python -c "from importlib.util import find_spec as f; print(f('$(package)').submodule_search_locations[0])"))
 	touch $@
 
 test: venv
