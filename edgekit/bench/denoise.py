@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from edgekit.models.dccrn import DCCRN, Config
     from edgekit.recipe import Recipe
 
-MAGIC = b"EKDCCRN\0"
 CALIBRATION_CLIPS = 16
 TEST_FRAMES = 320
 BETTER = ("folded", "subpixel", "three_mult")  # than what is exported first
@@ -154,12 +153,14 @@ def _built(recipe: Recipe, stages: Iterable[str]) -> dict[str, Path]:
 
 
 def _weight_file(export: Path) -> Path:
-    """The file of the native engine among what export wrote.
+    """The file of the native engine that export wrote.
 
     Raises:
-        IntegrityError: there is none, or more than one.
+        IntegrityError: there is none.
     """
-    found = [path for path in sorted(export.rglob("*")) if path.is_file() and path.open("rb").read(len(MAGIC)) == MAGIC]
+    from edgekit.backends.native import FILE
+
+    found = sorted(export.glob(f"engines/*/{FILE}"))
     if len(found) != 1:
         raise IntegrityError(f"{export}: {len(found)} weight files of the native engine, expected one", "build the recipe again")
     return found[0]

@@ -246,13 +246,14 @@ def test_clips_shorter_than_a_second_are_refused(net, tmp_path):
         denoise.prepare(net, TINY, None, [spectrum(SECOND - 1)], spectrum(SECOND), tmp_path, denoise_turns.QUICK)
 
 
-def test_an_artifact_without_one_weight_file_is_refused(tmp_path):
-    (tmp_path / "engines").mkdir()
-    (tmp_path / "engines/model.xml").write_text("<net/>")
+def test_an_artifact_without_a_weight_file_is_refused(tmp_path):
+    (tmp_path / "float/engines/denoiser").mkdir(parents=True)
+    (tmp_path / "float/engines/denoiser/model.ekd").write_bytes(b"not quantized")
     with pytest.raises(IntegrityError, match="0 weight files"):
         denoise._weight_file(tmp_path)
-    (tmp_path / "engines/model.ekd").write_bytes(denoise.MAGIC + b"rest")
-    assert denoise._weight_file(tmp_path) == tmp_path / "engines/model.ekd"
+    (tmp_path / "engines/denoiser").mkdir(parents=True)
+    (tmp_path / "engines/denoiser/model.ekd").write_bytes(b"quantized")
+    assert denoise._weight_file(tmp_path) == tmp_path / "engines/denoiser/model.ekd"
 
 
 def test_a_recipe_of_another_backend_is_refused():
