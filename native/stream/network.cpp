@@ -418,6 +418,14 @@ bool Network::is_sane(const char* state) const {
   if (!finite(0, floats_bytes_, 4, 0x7f800000u)) return false;
   if (row_->format == EK_F32) return finite(floats_bytes_, state_bytes_, 4, 0x7f800000u);
   if (row_->format == EK_BF16) return finite(floats_bytes_, state_bytes_, 2, 0x7f80u);
+  if (row_->element_bytes == 2) {  // a row that widens its int8
+    for (size_t i = floats_bytes_; i < state_bytes_; i += 2) {
+      int16_t q;
+      memcpy(&q, state + i, sizeof q);
+      if (q < -127 || q > 127) return false;
+    }
+    return true;
+  }
   const unsigned char never = static_cast<unsigned char>(row_->zero ^ 0x80);  // -128 as this row stores it
   return memchr(state + floats_bytes_, never, state_bytes_ - floats_bytes_) == nullptr;
 }

