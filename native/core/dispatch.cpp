@@ -18,6 +18,7 @@ extern const Row scalar_i8 __attribute__((weak));
 #if defined(__x86_64__)
 extern const Row avx2_f32 __attribute__((weak));
 extern const Row avx2_i8 __attribute__((weak));
+extern const Row avx2_vnni_i8 __attribute__((weak));
 extern const Row avx512_f32 __attribute__((weak));
 extern const Row avx512_bf16 __attribute__((weak));
 extern const Row avx512_i8 __attribute__((weak));
@@ -43,6 +44,7 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq");
 }
+const Row* avx2_int8() { return __builtin_cpu_supports("avxvnni") && &avx2_vnni_i8 ? &avx2_vnni_i8 : &avx2_i8; }
 #elif defined(__aarch64__)
 constexpr unsigned long kHwcapDotprod = 1ul << 20;  // HWCAP_ASIMDDP; older headers lack the name
 bool has_dotprod() { return (getauxval(AT_HWCAP) & kHwcapDotprod) != 0; }
@@ -54,7 +56,7 @@ void table(Isa (&isas)[kIsas]) {
 #if defined(__x86_64__)
   isas[1] = {"avx2", {}};
   isas[2] = {"avx512", {}};
-  if (has_avx2()) isas[1] = {"avx2", {&avx2_f32, &avx2_f32, &avx2_i8}};
+  if (has_avx2()) isas[1] = {"avx2", {&avx2_f32, &avx2_f32, avx2_int8()}};
   if (has_avx512()) {
     isas[2] = {"avx512",
                {&avx512_f32, __builtin_cpu_supports("avx512bf16") ? &avx512_bf16 : &avx512_f32,

@@ -112,6 +112,11 @@ def test_the_engines_own_program_passes_and_no_frame_allocates(native_build):
     assert "all is well" in done.stdout and "not counted" not in done.stdout
 
 
+def test_a_full_width_int8_stream_stays_within_10_mb(native_build):
+    done = run(native_build / "tests" / "test_memory")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_damaged_files_states_and_wavs_do_not_crash(native_build):
     done = run(native_build / "tests" / "test_fuzz", "all", 20000)
     assert done.returncode == 0, done.stdout + done.stderr
