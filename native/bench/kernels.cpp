@@ -338,6 +338,7 @@ int main(int argc, char** argv) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx512 = avx2 && __builtin_cpu_supports("avx512bw");
   const Candidate candidates[] = {{&avx2_f32, avx2, ek_peak_f32_avx2},
                                   {&avx2_i8, avx2, ek_peak_i8_avx2},
+                                  {&avx2_vnni_i8, avx2 && __builtin_cpu_supports("avxvnni"), ek_peak_i8_avx2_vnni},
                                   {&avx512_f32, avx512, ek_peak_f32_avx512},
                                   {&avx512_bf16, avx512 && __builtin_cpu_supports("avx512bf16"), ek_peak_bf16_avx512},
                                   {&avx512_i8, avx512 && __builtin_cpu_supports("avx512vnni"), ek_peak_i8_avx512}};

@@ -44,6 +44,19 @@ __attribute__((target("avx2"))) double i8_avx2() {
   return rate(now() - begin, kFewChains, 16);
 }
 
+__attribute__((target("avx2,avxvnni"))) double i8_avx2_vnni() {
+  __m256i sum[kFewChains] = {};
+  const __m256i a = _mm256_set1_epi8(1);
+  const double begin = now();
+  for (long round = 0; round < kRounds; round++)
+#pragma GCC unroll 16
+    for (int i = 0; i < kFewChains; i++) {
+      sum[i] = _mm256_dpbusd_avx_epi32(sum[i], a, a);
+      asm volatile("" : "+x"(sum[i]));
+    }
+  return rate(now() - begin, kFewChains, 32);
+}
+
 __attribute__((target("avx512f"))) double f32_avx512() {
   __m512 sum[kChains] = {};
   const __m512 a = _mm512_set1_ps(0.999f), b = _mm512_set1_ps(0.001f);
@@ -115,6 +128,7 @@ double ek_peak_f32_avx2() { return __builtin_cpu_supports("avx2") && __builtin_c
 double ek_peak_f32_avx512() { return __builtin_cpu_supports("avx512f") ? f32_avx512() : 0; }
 double ek_peak_bf16_avx512() { return __builtin_cpu_supports("avx512bf16") ? bf16_avx512() : 0; }
 double ek_peak_i8_avx2() { return __builtin_cpu_supports("avx2") ? i8_avx2() : 0; }
+double ek_peak_i8_avx2_vnni() { return __builtin_cpu_supports("avxvnni") ? i8_avx2_vnni() : 0; }
 double ek_peak_i8_avx512() { return __builtin_cpu_supports("avx512vnni") ? i8_avx512() : 0; }
 
 double ek_read_rate(const char* data, size_t bytes) {

@@ -21,8 +21,9 @@ struct Probe {
   const char* name;
   double (*rate)();
 };
-constexpr Probe kProbes[] = {{"f32_avx2", ek_peak_f32_avx2},       {"f32_avx512", ek_peak_f32_avx512}, {"bf16_avx512", ek_peak_bf16_avx512},
-                             {"i8_avx2", ek_peak_i8_avx2},         {"i8_avx512", ek_peak_i8_avx512}};
+constexpr Probe kProbes[] = {{"f32_avx2", ek_peak_f32_avx2},         {"f32_avx512", ek_peak_f32_avx512},
+                             {"bf16_avx512", ek_peak_bf16_avx512},   {"i8_avx2", ek_peak_i8_avx2},
+                             {"i8_avx2_vnni", ek_peak_i8_avx2_vnni}, {"i8_avx512", ek_peak_i8_avx512}};
 constexpr size_t kKiB[] = {24, 256, 600, 2048, 4096, 8192, 15360, 24576, 131072};
 constexpr int kRounds = 21;
 

@@ -183,7 +183,7 @@ const char* best_isa();          // by CPUID or getauxval; EDGEKIT_ISA overrides
 
 extern const Row scalar_f32, scalar_bf16, scalar_i8;        // cpu/*_ref.cpp: the definition
 #if defined(__x86_64__)
-extern const Row avx2_f32, avx2_i8;                         // bf16 under avx2: the scalar row's semantics are not fast; avx2_f32 is used on bf16-rounded weights
+extern const Row avx2_f32, avx2_i8, avx2_vnni_i8;           // avx2_vnni_i8: where AVX-VNNI is. bf16 under avx2: avx2_f32 on bf16-rounded weights
 extern const Row avx512_f32, avx512_bf16, avx512_i8;
 #elif defined(__aarch64__)
 extern const Row neon_f32, neon_i8, neon_dotprod_i8;

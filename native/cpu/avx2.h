@@ -13,7 +13,7 @@ struct Vec8 {
   using Floats = __m256;
   static constexpr int kLanes = 8;
 
-  static Cut cut_of(int) { return Cut{1, 4}; }  // 8 sums of 16 registers
+  static Cut cut_of(int) { return Cut{1, 6}; }  // 12 sums of 16 registers
 
   static EK_INLINE Floats zero() { return _mm256_setzero_ps(); }
   static EK_INLINE Floats all(float x) { return _mm256_set1_ps(x); }

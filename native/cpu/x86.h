@@ -162,7 +162,8 @@ EK_INLINE Block block_of(int panels, int columns) {
                                             {block<Math, 1, 2>, block<Math, 2, 2>, block<Math, 3, 2>, block<Math, 4, 2>}};
     return kBlocks[panels - 1][columns - 1];
   } else {
-    static constexpr Block kBlocks[4] = {block<Math, 1, 1>, block<Math, 2, 1>, block<Math, 3, 1>, block<Math, 4, 1>};
+    static constexpr Block kBlocks[6] = {block<Math, 1, 1>, block<Math, 2, 1>, block<Math, 3, 1>,
+                                         block<Math, 4, 1>, block<Math, 5, 1>, block<Math, 6, 1>};
     return kBlocks[columns - 1];
   }
 }
@@ -268,9 +269,9 @@ void conv(const Conv* conv, const Tap* taps, const Out* out, int first_item, int
   const char* weights = static_cast<const char*>(conv->weights) + static_cast<size_t>(conv->c_out) * sizeof(int32_t);
   const size_t bytes = panel_bytes<Math>(conv, 2);
   for (int item = first_item; item < last_item; item++) {
-    const int panel = item / column_blocks * panels, column = item % column_blocks * columns;
-    const int m = smaller(panels, conv->c_out / Math::V::kLanes - panel), n = smaller(columns, conv->columns - column);
-    block_of<Math>(m, n)(conv, taps, out, column, panel, weights + panel * bytes);
+    const int panel = item / column_blocks * panels, m = smaller(panels, conv->c_out / Math::V::kLanes - panel);
+    const int at = item % column_blocks, column = conv->columns * at / column_blocks;  // blocks of nearly equal size
+    block_of<Math>(m, conv->columns * (at + 1) / column_blocks - column)(conv, taps, out, column, panel, weights + panel * bytes);
   }
 }
 

@@ -9,9 +9,7 @@
 #include <string>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#elif defined(__aarch64__)
+#if defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
@@ -406,13 +404,6 @@ struct Candidate {
   bool runs_here;
 };
 
-#if defined(__x86_64__)
-bool has_avx_vnni() {  // GCC 12 has no name for it: CPUID leaf 7, subleaf 1
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
-}
-#endif
-
 std::vector<Candidate> candidates() {
   std::vector<Candidate> rows = {{&scalar_f32, true}, {&scalar_bf16, true}, {&scalar_i8, true}};
 #if defined(__x86_64__)
@@ -422,7 +413,7 @@ std::vector<Candidate> candidates() {
                       __builtin_cpu_supports("avx512dq");
   rows.push_back({&avx2_f32, avx2});
   rows.push_back({&avx2_i8, avx2});
-  rows.push_back({&avx2_vnni_i8, avx2 && has_avx_vnni()});
+  rows.push_back({&avx2_vnni_i8, avx2 && __builtin_cpu_supports("avxvnni")});
   rows.push_back({&avx512_f32, avx512});
   rows.push_back({&avx512_bf16, avx512 && __builtin_cpu_supports("avx512bf16")});
   rows.push_back({&avx512_i8, avx512 && __builtin_cpu_supports("avx512vnni")});
