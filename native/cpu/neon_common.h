@@ -31,7 +31,6 @@ EK_INLINE void subtract_product(float32x4_t& sum, float32x4_t w, float32x4_t x) 
 using f32x4 = float32x4_t;
 using s32x4 = int32x4_t;
 
-
 // ---- numbers
 
 EK_INLINE f32x4 prelu(f32x4 y, float slope) { return vbslq_f32(vcgtzq_f32(y), y, vmulq_n_f32(y, slope)); }
