@@ -1,5 +1,5 @@
-// What random numbers do not reach: int8 sums whose every product is the largest there is, sigmoid and tanh over their whole range, and
-// what is not a number. Every row that this build has and this CPU can run.
+// What random numbers do not reach: int8 sums whose every product is the largest there is, sigmoid and tanh over their whole range, what is
+// not a number, and weights that are not packed and end where they end. Every row that this build has and this CPU can run.
 //
 //     row_extremes [instruction sets ...]       exit status 1: a row is wrong
 #include <cmath>
@@ -74,6 +74,56 @@ void largest_sums(const Row* row) {
       row->dense(&dense, x.data(), sums, 0, dense.items);
       for (float got : sums) expect(got == static_cast<float>(kChannels * wr * xr), row->name, "largest dense", got, kChannels * wr * xr);
     }
+}
+
+// The first and the last layer read weights as they are; a vector made in one go has no room behind its end.
+void unpacked_weights(const Row* row, const Row* scalar) {
+  constexpr int kTaps = 2, kColumns = 5;
+  for (int channels : {1, 2, 3, 5, 16, 17, 19}) {
+    const int wide = rounded(channels);
+    const size_t count = static_cast<size_t>(kTaps) * channels;
+    std::vector<float> w[2] = {std::vector<float>(count), std::vector<float>(count)};
+    for (size_t i = 0; i < count; i++) w[0][i] = std::sin(1.0f + i), w[1][i] = std::cos(2.0f * i);
+    ConvSpec spec{};
+    spec.columns = kColumns, spec.n_taps = kTaps, spec.slope = 0.25f, spec.inv_scale = 20.0f;
+    for (int part = 0; part < 2; part++) spec.w[part] = w[part].data();
+
+    const auto affine = [&](int n, std::vector<float> (&values)[4]) {
+      for (int i = 0; i < 4; i++) values[i] = std::vector<float>(n, 0.5f + i);
+      for (int part = 0; part < 2; part++) spec.gain[part] = values[part].data(), spec.bias[part] = values[2 + part].data();
+    };
+    std::vector<float> of_one[4], of_all[4];
+    affine(1, of_one);
+    std::vector<float> frame(static_cast<size_t>(kColumns) * 2 * wide, 0.0f);
+    for (int n = 0; n < 2 * kColumns; n++)
+      for (int c = 0; c < channels; c++) frame[static_cast<size_t>(n) * wide + c] = std::sin(0.3f * n + c);
+    const Source sources[kTaps] = {{channels, 2 * wide}, {channels, 2 * wide}};
+    const Tap taps[kTaps] = {{frame.data()}, {frame.data()}};
+    spec.c_out = 1, spec.sources = sources;
+    std::vector<float> re[2], im[2];
+    for (int side = 0; side < 2; side++) {
+      re[side] = im[side] = std::vector<float>(2 * kColumns - 1);
+      (side ? row : scalar)->last(&spec, taps, re[side].data(), im[side].data(), 0, kColumns);
+    }
+    for (int n = 0; n < 2 * kColumns - 1; n += 2) {
+      expect(std::fabs(re[1][n] - re[0][n]) <= 1e-5 * channels, row->name, "last layer, real", re[1][n], re[0][n]);
+      expect(std::fabs(im[1][n] - im[0][n]) <= 1e-5 * channels, row->name, "last layer, imaginary", im[1][n], im[0][n]);
+    }
+
+    affine(channels, of_all);
+    std::vector<float> pairs(2 * kColumns);
+    for (int n = 0; n < 2 * kColumns; n++) pairs[n] = std::cos(0.7f * n);
+    const Source one[kTaps] = {{1, 2}, {1, 2}};
+    const Tap at[kTaps] = {{pairs.data()}, {pairs.data()}};
+    spec.c_out = channels, spec.sources = one;
+    std::vector<float> y[2];
+    for (int side = 0; side < 2; side++) {
+      y[side] = std::vector<float>(static_cast<size_t>(kColumns) * 2 * wide, 0.0f);
+      const Out out{nullptr, y[side].data(), 0, 2 * wide, wide};
+      (side ? row : scalar)->first(&spec, at, &out, 0, kColumns);
+    }
+    for (size_t i = 0; i < y[0].size(); i++) expect(std::fabs(y[1][i] - y[0][i]) <= 1e-5, row->name, "first layer", y[1][i], y[0][i]);
+  }
 }
 
 // An LSTM without weights: its gates are its biases. Returns c, h and the stored h of every hidden unit.
@@ -168,6 +218,7 @@ int main(int argc, char** argv) {
       }
       const int before = g_failed;
       if (format == EK_I8) largest_sums(row);
+      unpacked_weights(row, row_for("scalar", format));
       activations(row);
       not_a_number(row, row_for("scalar", format));
       std::printf("%s as %s: %s\n", isa.c_str(), row->name, g_failed == before ? "good" : "WRONG");
