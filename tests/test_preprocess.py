@@ -11,7 +11,7 @@ import pytest
 
 from edgekit.datasets import Clip
 from edgekit.errors import DataError
-from edgekit.preprocess import check_spec, frame_indices, preprocess, resize_bilinear
+from edgekit.preprocess import check_spec, frame_indices, preprocess, resize_bilinear, window
 
 SPEC = {
     "video": {
@@ -272,3 +272,42 @@ def test_sound_that_is_not_normalized_is_only_scaled():
     spec = {"sample_rate_hz": 16000, "samples": 4, "scale": 32768.0, "normalize": "none", "pad": "right_zero_after_normalize", "layout": "CS"}
     clip = Clip("a", np.zeros((1, 2, 2, 3), np.uint8), 25.0, np.array([16384, -32768, 1], np.int16), 16000, {})
     assert preprocess({"audio": spec}, clip)["wave"].tolist() == [[0.5, -1.0, 1 / 32768, 0.0]]
+
+
+# summary images
+
+
+def average_spec(**changes):
+    return copy.deepcopy(SPEC["video"]) | {"clips": 1, "frames_per_clip": 1, "layout": "CHW", "average": "all", **changes}
+
+
+@pytest.mark.parametrize(("average", "n", "chosen"), [("all", 4, [0, 1, 2, 3]), (3, 6, [0, 2, 5]), (3, 2, [0, 0, 1]), (1, 5, [0]), ("all", 1, [0])])
+def test_a_summary_image_is_bit_equal_to_the_definition(rng, average, n, chosen):
+    """Added up as integers, divided once, then resized like any frame: its mean is exact, so a whole number of it is a frame."""
+    spec, clip = average_spec(average=average), make_clip(rng, n=n)
+    got = preprocess({"video": spec}, clip)["video"]
+    h, w = clip.frames.shape[1:3]
+    mean = np.empty((h, w, 3), np.float32)
+    for y in range(h):
+        for x in range(w):
+            for c in range(3):
+                mean[y, x, c] = np.float32(sum(int(clip.frames[i, y, x, c]) for i in chosen)) / np.float32(len(chosen))
+    expected = (resize_bilinear(mean, 5, 7) - np.float32(spec["mean"])) / np.float32(spec["std"])
+    assert got.shape == (3, 5, 7) and np.array_equal(got, expected.transpose(2, 0, 1))
+
+
+def test_the_summary_of_one_frame_over_and_over_is_that_frame(rng):
+    clip = make_clip(rng, n=1)
+    still = make_clip(rng, frames=np.repeat(clip.frames, 301, axis=0))
+    plain = preprocess({"video": {k: v for k, v in average_spec().items() if k != "average"}}, clip)["video"]
+    assert np.array_equal(preprocess({"video": average_spec()}, still)["video"], plain)
+
+
+@pytest.mark.parametrize("changes", [{"average": 0}, {"average": "some"}, {"average": 2.0}, {"average": 3, "frames_per_clip": 2, "layout": "CTHW"}, {"sampling": "floor_offset", "offset_divisor": 30}])
+def test_an_average_that_is_not_defined_is_refused(changes):
+    with pytest.raises(DataError, match=r"`video.average`"):
+        check_spec({"video": average_spec(**changes)})
+
+
+def test_a_window_of_averaged_frames_is_as_long_as_they_are():
+    assert window({"video": average_spec(average=16)}) == (16, 1) and window({"video": average_spec()}) == (1, 1)

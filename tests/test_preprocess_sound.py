@@ -12,6 +12,7 @@ import pytest
 from edgekit.datasets import Clip
 from edgekit.errors import DataError
 from edgekit.preprocess import check_spec, preprocess, shapes
+from edgekit.preprocess.sound import subtracted
 
 RATE = 1000
 VIDEO = {
@@ -372,3 +373,76 @@ def test_features_replace_the_wave_and_need_their_video():
     del uniform["video"]["frames_per_window"]
     with pytest.raises(DataError, match=r"`audio.features.f.per` is 'subsequence', but `video.sampling` is not 'subsequences'"):
         check_spec(uniform)
+
+
+# spectral subtraction and loudness
+
+SUBTRACT = {"n_fft": 16, "hop_length": 4, "quietest": 0.25, "over": 1.5, "floor": 0.1}
+
+
+def loop_subtracted(how, x):
+    """The definition, one number at a time."""
+    length, hop, m = how["n_fft"], how["hop_length"], len(x)
+    lead = length - hop
+    count = math.ceil((m + lead) / hop)
+    window = [0.5 - 0.5 * math.cos(2 * math.pi * n / length) for n in range(length)]
+    starts = [c * hop - lead for c in range(count)]
+    spectra = [
+        [sum((x[s + n] if 0 <= s + n < m else 0.0) * window[n] * cmath.exp(-2j * math.pi * k * n / length) for n in range(length)) for k in range(length // 2 + 1)] for s in starts
+    ]
+    within = [c for c, s in enumerate(starts) if s >= 0 and s + length <= m] or list(range(count))
+    quiet = sorted(within, key=lambda c: sum(abs(v) ** 2 for v in spectra[c]))[: max(1, math.floor(how["quietest"] * len(within)))]
+    noise = [sum(abs(spectra[c][k]) for c in quiet) / len(quiet) for k in range(length // 2 + 1)]
+    out, weight = [0.0] * m, [0.0] * m
+    for s, spectrum in zip(starts, spectra, strict=True):
+        kept = [v * max(1 - how["over"] * noise[k] / abs(v), how["floor"]) if v else 0.0 for k, v in enumerate(spectrum)]
+        both = kept + [v.conjugate() for v in kept[-2:0:-1]]
+        for n in range(length):
+            if 0 <= s + n < m:
+                out[s + n] += window[n] * sum(v * cmath.exp(2j * math.pi * k * n / length) for k, v in enumerate(both)).real / length
+                weight[s + n] += window[n] ** 2
+    return [a / b for a, b in zip(out, weight, strict=True)]
+
+
+@pytest.mark.parametrize("samples", [1, 5, 16, 40, 41])
+def test_spectral_subtraction_equals_the_definition(rng, samples):
+    x = rng.normal(0, 0.1, samples) * (np.arange(samples) % 20 > 8)
+    np.testing.assert_allclose(subtracted(x, **SUBTRACT), loop_subtracted(SUBTRACT, x.tolist()), atol=1e-12)
+
+
+def test_without_noise_to_take_out_the_sound_comes_back(rng):
+    x = rng.normal(0, 0.1, 999)
+    np.testing.assert_allclose(subtracted(x, **SUBTRACT | {"over": 0.0}), x, atol=1e-12)
+    assert not subtracted(np.zeros(50), **SUBTRACT).any()
+
+
+def test_steady_noise_goes_and_what_rises_above_it_stays(rng):
+    t = np.arange(8000) / 8000
+    noise, tone = rng.normal(0, 0.02, 8000), 0.3 * np.sin(2 * np.pi * 440 * t) * (t > 0.5)
+    out = subtracted(noise + tone, n_fft=512, hop_length=128, quietest=0.1, over=1.0, floor=0.05)
+    assert out[:3500].std() < 0.6 * noise[:3500].std() and np.corrcoef(out[4600:], tone[4600:])[0, 1] > 0.99
+
+
+def test_the_spectrum_is_of_the_cleaned_sound_at_its_loudness(rng):
+    how, clip = MFCC | CLIP | {"frames": 11}, make_clip(rng)
+    got = preprocess(spec_of(how, subtract=SUBTRACT, peak=0.95), clip)["f"]
+    clean = np.array(loop_subtracted(SUBTRACT, scaled(clip)))
+    clean *= 0.95 / np.abs(clean).max()
+    whole = np.float32(loop_spectrum(how, [*clean[:130], *[0.0] * (130 - len(clean))]))
+    assert got.shape == (4, 11) == shapes(spec_of(how))["f"]
+    np.testing.assert_allclose(got, whole[:, :11], rtol=1e-5, atol=1e-5)
+    silent = make_clip(rng, audio=np.zeros(99, np.int16))
+    assert np.isfinite(preprocess(spec_of(how, subtract=SUBTRACT, peak=0.95), silent)["f"]).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("n_fft", 15), ("n_fft", 6), ("hop_length", 0), ("quietest", 1.5), ("quietest", None), ("over", -1), ("over", math.inf), ("floor", 2), ("noise", 1)]
+)
+def test_a_subtraction_that_is_not_defined_is_refused_by_its_key(key, value):
+    with pytest.raises(DataError, match=f"`audio.subtract.{key}`"):
+        check_spec(spec_of(MFCC | CLIP, subtract=SUBTRACT | {key: value}))
+    with pytest.raises(DataError, match="`audio.peak` must be a positive number"):
+        check_spec(spec_of(MFCC | CLIP, peak=0))
+    for broken in (None, 3, {k: v for k, v in SUBTRACT.items() if k != "floor"}):
+        with pytest.raises(DataError, match="`audio.subtract"):
+            check_spec(spec_of(MFCC | CLIP, subtract=broken))

@@ -18,6 +18,8 @@ video: frames uint8 [n, h, w, 3] RGB -> float32 [K, 3, T, H, W], or its axes as 
            Window k has frames b to e, a = e-b+1 of them, and shows every s-th, counted back from e:
            e = max(0, n-1-(K-1-k)*W);  b = max(0, e-W+1);  s = max(1, a/T)
            index = e - (T-1-t)*s;  but if a < T: index = min(b+t, e)       (the last frame again)
+       With `average` (K and T are 1): N is its number, or n if it is `all`, `sampling` is uniform_round_linspace, and
+       all N frames become one summary image, with sums that are exact in integers: v = float32(sum)/float32(N).
     2. Bilinear resize, half-pixel centres, no antialias. For output column x of W from width w
        (and the same for rows with H, h):
            p = max(0, (2*x+1)*w - W);  x0 = p/(2*W);  x1 = min(x0+1, w-1)      (integers)
@@ -30,7 +32,8 @@ video: frames uint8 [n, h, w, 3] RGB -> float32 [K, 3, T, H, W], or its axes as 
     4. `layout` names the axes of the result, outermost first; without K or T, that count is 1.
 
 outputs over time: a model's outputs, `features` and the audio features `per: frame` have one value for
-    each output frame: the frames e of the K windows with `subsequences`, else all N chosen frames.
+    each output frame: the frames e of the K windows with `subsequences`, the last one chosen with `average`, else all
+    N chosen frames.
     Frame i is taken at time t[i] ms: `frame_ms` of the clip, or 1000*i/fps in float64 if it has none.
     The last frame ends at t[n] = t[n-1] + 1000/fps (1000*n/fps without `frame_ms`).
     Its sample is s(i) = floor(t[i]*sample_rate_hz/1000 + 0.5), in float64.
@@ -47,7 +50,15 @@ wave: audio int16 [samples] mono at exactly `sample_rate_hz` -> float32 [S], or 
 
 audio.features: named spectra of the sound, instead of `wave`. All in float64 (80 dB below the loudest
     sound, float32 has lost its digits), rounded to float32 once, at the end.
-    1. x = audio/scale, cut by `per`:
+    0. x = audio/scale, m samples. With `subtract` (spectral subtraction), L = n_fft and H = hop_length of its own:
+       column c = 0.. holds the L samples from c*H - (L-H) on, zeros beyond both ends of x; C = ceil((m+L-H)/H) columns.
+           w[n] = 0.5 - 0.5*cos(2*pi*n/L);  X[c,k] = sum_n x[c*H-(L-H)+n]*w[n]*exp(-2i*pi*k*n/L), k = 0..L/2
+       The noise N[k] is the mean of |X[c,k]| over the quietest columns: of those that lie wholly within x (of all, if
+       none does; B of them) the max(1, floor(quietest*B)) with the least sum_k |X[c,k]|^2, the earlier first.
+           Y[c,k] = X[c,k]*max(1 - over*N[k]/|X[c,k]|, floor)     (0 where X is 0)
+       Each Y goes back by the inverse DFT, times w, and is added up; each sample is divided by the sum of its w^2.
+       With `peak`, x is then multiplied by peak/max|x|, unless all of it is 0.
+    1. x is cut by `per`:
        clip: S = samples. `fit: start` keeps the first S, `center` those from max(0, m-S)/2 on (m: how
            many there are); zeros follow on the right up to S.                    -> [D, columns]
        subsequence: samples s(b) to s(e+1)-1 of window k (with `until: start_of_frame` to s(e)-1), as
@@ -76,7 +87,7 @@ audio.features: named spectra of the sound, instead of `wave`. All in float64 (8
        instead takes the columns around the samples s(i) + v*hop_length; they count in 5.
     7. out = (value + shift)/scale; each one number (0 and 1 if not given), or one per row of D.
     8. `per: subsequence`: the last `frames` columns (if not given, as many as `samples` have); zeros go
-       before fewer.
+       before fewer. `per: clip`: the first `frames` columns, if given.
     mfcc is what librosa >= 0.10 calls feature.mfcc, and log_mel torchaudio's MelSpectrogram followed by
     AmplitudeToDB("power", 80), each in exact arithmetic.
 
@@ -203,7 +214,8 @@ def window(spec: dict[str, Any]) -> tuple[int, int]:
     samples = [audio.get("samples", 1)]
     for how in audio.get("features", {}).values():
         samples.append(how.get("samples", 1) * (video["clips"] if how["per"] == "subsequence" else 1))
-    return max(frames, video.get("window_frames", 1)), max(samples)
+    average = video.get("average", 1)
+    return max(frames, video.get("window_frames", 1), average if isinstance(average, int) else 1), max(samples)
 
 
 def _sources(spec: dict[str, Any]) -> dict[str, str]:

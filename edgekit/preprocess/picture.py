@@ -25,6 +25,10 @@ def video(spec: dict[str, Any], clip: Clip) -> np.ndarray:
     top, left = (tall - height) // 2, (wide - width) // 2
     mean, std = np.float32(spec["mean"]), np.float32(spec["std"])
     out = np.empty((n_clips, 3, n_times, height, width), np.float32)
+    if "average" in spec:
+        image = resize_bilinear(_summary(frames, chosen_frames(spec, clip)), tall, wide)[top : top + height, left : left + width]
+        out[0, :, 0] = ((image - mean) / std).transpose(2, 0, 1)
+        return _in_layout(out, spec["layout"])
     before = -1
     for i, index in enumerate(chosen_frames(spec, clip)):
         if index != before:  # a short clip repeats its frames
@@ -35,9 +39,19 @@ def video(spec: dict[str, Any], clip: Clip) -> np.ndarray:
     return _in_layout(out, spec["layout"])
 
 
+def _summary(frames: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """float32 [h, w, 3]: the mean of uint8 frames, added up one by one as a device would while they come in."""
+    total = np.zeros(frames.shape[1:], np.uint32)
+    for index in chosen:
+        total += frames[index]
+    return total.astype(np.float32) / np.float32(len(chosen))
+
+
 def chosen_frames(spec: dict[str, Any], clip: Clip) -> np.ndarray:
-    """int64 [K*T]: the frames that `video` shows, in its order."""
+    """int64 [K*T]: the frames that `video` shows, in its order; with `average` those that it adds up."""
     n, n_clips, n_times = frame_count(clip), spec["clips"], spec["frames_per_clip"]
+    if "average" in spec:
+        return frame_indices(n, n if spec["average"] == "all" else spec["average"])
     if spec["sampling"] == "floor_offset":
         return floor_offset_indices(min(n, spec.get("window_frames", n)), n_clips * n_times, spec["offset_divisor"])
     if spec["sampling"] == "subsequences":
@@ -49,7 +63,8 @@ def output_frames(spec: dict[str, Any], clip: Clip) -> np.ndarray:
     """int64: the frames that a model's outputs over time stand for, [K] with sub-sequences, else [K*T]."""
     if spec["sampling"] == "subsequences":
         return subsequence_spans(frame_count(clip), spec["clips"], spec["frames_per_window"])[1]
-    return chosen_frames(spec, clip)
+    chosen = chosen_frames(spec, clip)
+    return chosen[-1:] if "average" in spec else chosen
 
 
 def output_count(spec: dict[str, Any]) -> int:

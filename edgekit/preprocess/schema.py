@@ -45,7 +45,7 @@ def check_spec(spec: dict[str, Any]) -> None:
 def _check_video(video: Any) -> None:
     sampling = video.get("sampling", "uniform_round_linspace") if isinstance(video, dict) else None
     own = SAMPLING.get(sampling, ()) if isinstance(sampling, str) else ()
-    optional = ("resize_to", "window_frames") if sampling == "floor_offset" else ("resize_to",)
+    optional = {"floor_offset": ("resize_to", "window_frames"), "uniform_round_linspace": ("resize_to", "average")}.get(str(sampling), ("resize_to",))
     _keys(video, "video", (*_VIDEO_KEYS, *own), _VIDEO_CONSTANTS, optional)
     _one_of(video, "video", "sampling", SAMPLING)
     for key in ("clips", "frames_per_clip", "height", "width", *own, *(key for key in ("window_frames",) if key in video)):
@@ -54,6 +54,11 @@ def _check_video(video: Any) -> None:
     for axis, key in (("K", "clips"), ("T", "frames_per_clip")):
         if axis not in video["layout"] and video[key] != 1:
             raise DataError(f"preprocess.json: `video.{key}` is {video[key]}, but `layout` {video['layout']} has no axis {axis}")
+    if "average" in video:
+        if video["average"] != "all":
+            _count(video, "video", "average")
+        if (video["clips"], video["frames_per_clip"]) != (1, 1):
+            raise DataError("preprocess.json: `video.average` makes one picture, so `clips` and `frames_per_clip` must be 1")
     if sampling == "subsequences" and video["frames_per_window"] < video["frames_per_clip"]:
         raise DataError(f"preprocess.json: `video.frames_per_window` is {video['frames_per_window']}, fewer than `frames_per_clip` {video['frames_per_clip']}")
     size = (video["height"], video["width"])
@@ -81,12 +86,27 @@ def _check_wave(audio: Any) -> None:
 
 def _check_sound_features(spec: dict[str, Any]) -> None:
     audio = spec["audio"]
-    _keys(audio, "audio", ("sample_rate_hz", "scale", "features"))
+    _keys(audio, "audio", ("sample_rate_hz", "scale", "features"), optional=("subtract", "peak"))
     _count(audio, "audio", "sample_rate_hz")
-    _positive(audio, "audio", "scale")
+    for key in ("scale", "peak"):
+        if key in audio:
+            _positive(audio, "audio", key)
+    if "subtract" in audio:
+        _check_subtract(audio["subtract"], "audio.subtract")
     _names(audio["features"], "audio.features", taken=("video", "wave"))
     for name, how in audio["features"].items():
         _check_spectrum(how, f"audio.features.{name}", audio["sample_rate_hz"], spec.get("video"))
+
+
+def _check_subtract(how: Any, path: str) -> None:
+    _keys(how, path, ("n_fft", "hop_length", "quietest", "over", "floor"))
+    for key in ("n_fft", "hop_length"):
+        _count(how, path, key)
+    if how["n_fft"] % 2 or how["n_fft"] < 2 * how["hop_length"]:  # with fewer than two columns over a sample, the window's zeros stay unheard
+        raise DataError(f"preprocess.json: `{path}.n_fft` must be even and at least twice `hop_length` {how['hop_length']}, got {how['n_fft']}")
+    for key in ("quietest", "over", "floor"):
+        if not _is_finite(how[key]) or not 0 <= how[key] <= (math.inf if key == "over" else 1):
+            raise DataError(f"preprocess.json: `{path}.{key}` must be a number of 0 {'or more' if key == 'over' else 'to 1'}, got {how[key]!r}")
 
 
 def _check_spectrum(how: Any, path: str, sample_rate_hz: int, video: dict[str, Any] | None) -> None:
@@ -99,7 +119,7 @@ def _check_spectrum(how: Any, path: str, sample_rate_hz: int, video: dict[str, A
     per = how["per"]
     keys = (*_SPECTRUM_KEYS, *_CUT_KEYS[per])
     keys += ("pad_mode",) * (how.get("center") is True) + ("hop_length",) * (per == "frame" and how.get("deltas") is True)
-    optional = ("shift", "scale") + ("frames", "until") * (per == "subsequence")
+    optional = ("shift", "scale", *{"subsequence": ("frames", "until"), "clip": ("frames",)}.get(per, ()))
     if how["kind"] == "mfcc":
         keys, optional = (*keys, "n_mfcc"), (*optional, "deltas")
     _keys(how, path, keys, optional=optional)
@@ -132,7 +152,9 @@ def _check_length(how: dict[str, Any], path: str) -> None:
         raise DataError(f"preprocess.json: `{path}.samples` is {how['samples']}, reflection needs more than half of `n_fft` {how['n_fft']}")
     if columns < (least := 2 * sound.REACH + 1 if how.get("deltas") else 1):
         raise DataError(f"preprocess.json: `{path}.samples` is {how['samples']}, too few for {least} spectra of `n_fft` {how['n_fft']}, `hop_length` {how['hop_length']}")
-    if how.get("frames", columns) < columns:
+    if how["per"] == "clip" and how.get("frames", columns) > columns:
+        raise DataError(f"preprocess.json: `{path}.frames` is {how['frames']}, `samples` give {columns} columns only")
+    if how["per"] == "subsequence" and how.get("frames", columns) < columns:
         raise DataError(f"preprocess.json: `{path}.frames` is {how['frames']}, fewer than the {columns} that `samples` give")
 
 

@@ -37,9 +37,9 @@ def feature(name: str, spec: dict[str, Any], clip: Clip) -> np.ndarray:
     """
     audio = spec["audio"]
     how = audio["features"][name]
-    x = samples_of(audio, clip).astype(np.float64) / float(audio["scale"])
+    x = _cleaned(audio, samples_of(audio, clip).astype(np.float64) / float(audio["scale"]))
     if how["per"] == "clip":
-        return np.float32(_coefficients(how, audio, fit(x, how["samples"], how["fit"])))
+        return np.float32(_coefficients(how, audio, fit(x, how["samples"], how["fit"]))[:, : how.get("frames")])
     if how["per"] == "frame":
         return np.ascontiguousarray(np.float32(_at_frames(how, audio, x, _centres(spec, clip))).T)
     out = np.zeros(shape(how, spec), np.float32)
@@ -54,7 +54,7 @@ def feature(name: str, spec: dict[str, Any], clip: Clip) -> np.ndarray:
 def shape(how: dict[str, Any], spec: dict[str, Any]) -> tuple[int, ...]:
     """What `feature` returns."""
     if how["per"] == "clip":
-        return dimension(how), column_count(how, how["samples"])
+        return dimension(how), how.get("frames", column_count(how, how["samples"]))
     if how["per"] == "subsequence":
         return spec["video"]["clips"], 1, dimension(how), how.get("frames", column_count(how, how["samples"]))
     return output_count(spec["video"]), dimension(how)
@@ -94,6 +94,36 @@ def fit(x: np.ndarray, n_samples: int, how: str) -> np.ndarray:
     start = max(0, len(x) - n_samples) // 2 if how == "center" else 0
     x = x[start : start + n_samples]
     return np.concatenate([x, np.zeros(n_samples - len(x))])
+
+
+def _cleaned(audio: dict[str, Any], x: np.ndarray) -> np.ndarray:
+    """Sound without its steady noise, at the loudness that is asked for, where `audio` asks for either."""
+    if "subtract" in audio:
+        x = subtracted(x, **audio["subtract"])
+    loudest = np.abs(x).max()
+    return x * (audio["peak"] / loudest) if "peak" in audio and loudest > 0 else x
+
+
+def subtracted(x: np.ndarray, n_fft: int, hop_length: int, quietest: float, over: float, floor: float) -> np.ndarray:
+    """Spectral subtraction (Boll 1979): what the quietest columns sound like is taken out of all; phases stay."""
+    lead = n_fft - hop_length
+    count = -(-(len(x) + lead) // hop_length)
+    window = 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(n_fft) / n_fft)
+    starts = hop_length * np.arange(count)
+    padded = np.concatenate([np.zeros(lead), x, np.zeros(starts[-1] + n_fft - lead - len(x))])
+    spectra = np.fft.rfft(padded[starts[:, None] + np.arange(n_fft)] * window)
+    sizes = np.abs(spectra)
+    within = np.flatnonzero((starts >= lead) & (starts + n_fft <= lead + len(x)))
+    within = within if len(within) else np.arange(count)
+    order = within[np.argsort((sizes[within] ** 2).sum(axis=1), kind="stable")]
+    noise = sizes[order[: max(1, int(quietest * len(within)))]].mean(axis=0)
+    gains = np.maximum(1.0 - over * noise / np.where(sizes > 0, sizes, 1.0), floor)
+    out, weight = np.zeros(len(padded)), np.zeros(len(padded))
+    for start, part in zip(starts, np.fft.irfft(spectra * gains, n_fft) * window, strict=True):
+        out[start : start + n_fft] += part
+        weight[start : start + n_fft] += window * window
+    here = slice(lead, lead + len(x))
+    return out[here] / weight[here]
 
 
 @lru_cache(maxsize=16)
