@@ -40,6 +40,7 @@ DATASETS = {
     "iemocap": "edgekit.datasets.iemocap",
     "cmu_mosi": "edgekit.datasets.cmu_mosi",
     "cmu_mosei": "edgekit.datasets.cmu_mosei",
+    "meld": "edgekit.datasets.meld",
     "clean_noisy": "edgekit.datasets.clean_noisy",
     "noisy_speech": "edgekit.datasets.noisy_speech",
 }

@@ -1,6 +1,6 @@
 """What the loaders of acted and spoken emotion share: a list of takes, and how one becomes a clip.
 
-A loader (`ravdess`, `cremad`, `iemocap`, `cmu_mosi`, `cmu_mosei`) knows one published layout. It
+A loader (`ravdess`, `cremad`, `iemocap`, `cmu_mosi`, `cmu_mosei`, `meld`) knows one published layout. It
 finds the takes, says which person or video each belongs to, and divides them; from there on
 `TakeSplit` does the same for all of them:
 

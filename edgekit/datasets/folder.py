@@ -164,16 +164,20 @@ class FolderSplit:
 
 
 class Table:
-    """A CSV whose rows know their line."""
+    """A CSV whose rows know their line.
 
-    def __init__(self, root: Path, name: str):
+    Args:
+        errors: "replace" where bytes that are not UTF-8 stand in cells that nobody reads.
+    """
+
+    def __init__(self, root: Path, name: str, errors: str = "strict"):
         self.root = root
         self.real_root = root.resolve()
         try:
             self.path = resolved(root, self.real_root, name)
         except ValueError as e:
             raise DataError(f"{root / name}: the labels {e}", "their name is `csv` in the data set's YAML") from None
-        text = text_of(self.path, "save it as `CSV UTF-8`")
+        text = text_of(self.path, "save it as `CSV UTF-8`", errors)
         self.lines: list[tuple[int, dict[str, str]]] = []
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
@@ -210,7 +214,7 @@ class Table:
                 raise self.error(1, f"column `{column}` is there twice")
 
 
-def text_of(path: Path, hint: str | None = None) -> str:
+def text_of(path: Path, hint: str | None = None, errors: str = "strict") -> str:
     """A file's text, without its byte order mark.
 
     Raises:
@@ -219,7 +223,7 @@ def text_of(path: Path, hint: str | None = None) -> str:
     try:
         if (size := path.stat().st_size) > _MAX_TEXT_BYTES:
             raise DataError(f"{path}: {size} bytes, at most {_MAX_TEXT_BYTES} are read")
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig", errors)
     except UnicodeDecodeError as e:
         raise DataError(f"{path}: not UTF-8 text (byte {e.start})", hint) from None
     except OSError as e:
