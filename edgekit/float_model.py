@@ -65,7 +65,8 @@ class FloatModel:
 
         module = self.model.fold(self.model.build(self.config))
         state = load_file(self.weights)
-        if self.meta["pruned"]:
+        built = module.state_dict()
+        if self.meta["pruned"] or any(k in built and built[k].shape != v.shape for k, v in state.items()):  # `balance` may have narrowed it
             narrow.fit(module, state, self.meta["heads"])
         module.load_state_dict(state, strict=True)
         return module.eval()

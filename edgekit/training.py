@@ -417,6 +417,8 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
         bank, watch = (
             b.silenced(b.silent(recipe.modality)).encoded(lambda batch: definition.encode(module, batch)) for b in (bank, watch)
         )  # fmt: skip
+    if hasattr(definition, "select"):
+        definition.select(module, bank.silenced(bank.silent(recipe.modality)), recipe.seed)
     run(recipe.modality, module, definition.train_forward, joint, scratch / f"{recipe.modality}-{key[:8]}", bank, watch, augmented=None if recipe.frozen_encoders else augmented)
     if recipe.significant_bits is not None:
         round_weights(module, recipe.significant_bits)

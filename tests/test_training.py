@@ -495,6 +495,29 @@ def test_towers_are_trained_first_on_their_own_label(recipe, tmp_path):
     assert [row["phase"] for row in alone["log"]] == ["audio 1", "audio"]
 
 
+def test_a_model_may_select_by_the_training_clips_between_its_towers_and_the_rest(recipe, tmp_path, monkeypatch):
+    """Once, from the train split alone; what it writes into the module is in the checkpoint."""
+    from edgekit.models import mhlt
+
+    happened = []
+
+    def select(module, bank, seed):
+        happened.append((len(bank), seed, sorted(bank.constants)))
+        next(module.buffers()).fill_(7.0)
+
+    monkeypatch.setattr(mhlt, "select", select, raising=False)
+    monkeypatch.setattr(training, "train", lambda module, *args, what, **kwargs: happened.append(what))
+    phase = "{epochs: 1, batch: 4, lr: 1.0e-3}"
+    yaml = recipe(model="mhlt", towers=f"{{video: [{phase}], audio: [{phase}]}}", joint=phase, clips="4", validate_clips="2", seed="7")
+    path = train_from_file(yaml, [], tmp_path / "cache")
+    assert happened == ["video 1", "audio 1", (4, 7, []), "both"]
+    [name] = [name for name, _ in mhlt.build(mhlt.CONFIGS["tiny"]).named_buffers()][:1]
+    assert (checkpoint.read_state(path)[name] == 7).all()
+    happened.clear()
+    train_from_file(yaml, ["modality=audio"], tmp_path / "cache")
+    assert happened == ["audio 1", (4, 7, ["video"]), "audio"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

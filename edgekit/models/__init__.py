@@ -17,12 +17,14 @@ and, if it likes,
 
     OPTIONAL_KEYS                        weights that a checkpoint may lack
     UNPRUNABLE                           {layer: why}
-    balance(module)                      rescale channels of a loaded module, exactly, so that one scale fits a whole tensor
+    balance(module)                      rescale channels of a loaded module, exactly, so that one scale fits a whole tensor; or drop those that nothing reads
     for_training(module) -> module       laid out for the fastest training
     loss(outputs, labels) -> scalar      by default the L1 distance; outputs may hold more while training, for auxiliary heads
     augment(batch, generator) -> batch   by default mirrored, shifted and relit video and shifted sound
     remix(batch, labels, generator) -> (batch, labels)   in place of `augment`, where the labels change too
     towers(module) -> {name: module}     encoders that may be trained alone first: `source` (a flow input) and forward(batch) -> outputs
+    select(module, bank, seed)           after the towers, before the rest is trained: choose by the training clips (a training.ClipBank) and write into
+                                         the module's buffers, such as which features are read; the same clips, weights and seed give the same
     encode(module, batch) -> batch       what the encoders give, for `frozen_encoders`; train_forward takes either
 
 What a flow's primary output is, its `task` says: "value" (one number a clip), "classes" (a score for each of
@@ -48,6 +50,7 @@ MODELS = {
     "attsf": "edgekit.models.attsf",
     "aver": "edgekit.models.aver",
     "avtca": "edgekit.models.avtca",
+    "bilstm_sa": "edgekit.models.bilstm_sa",
     "dccrn": "edgekit.models.dccrn",
     "dccrnpp": "edgekit.models.dccrnpp",
     "jca": "edgekit.models.jca",
@@ -60,6 +63,7 @@ CONFIG_NAMES = {
     "attsf": ("default", "ravdess_l2", "ravdess_gat", "iemocap", "iemocap_text", "mosi", "small", "small_l2", "small_gat", "tiny"),
     "aver": ("default", "release", "paper", "small", "tiny"),
     "avtca": ("default", "release", "cremad", "mosei", "small", "tiny"),
+    "bilstm_sa": ("default", "bilstm", "cnn", "small", "small_bilstm", "small_cnn", "small_all", "tiny"),
     "dccrn": ("default", "default_causal", "default_chunk", "half", "half_chunk", "tiny", "tiny_causal", "tiny_chunk"),
     "dccrnpp": ("default", "default_causal", "half", "half_causal", "half_causal_chunk", "tiny", "tiny_causal"),
     "jca": ("default", "release", "small", "tiny"),

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.datasets import DATASETS, SPLITS, acted, cmu_mosei, cmu_mosi, cremad, iemocap, open_dataset, ravdess
+from edgekit.datasets import DATASETS, SPLITS, acted, cmu_mosei, cmu_mosi, cremad, iemocap, meld, open_dataset, ravdess
 
 DOCS = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-LOADERS = ("ravdess", "cremad", "iemocap", "cmu_mosi", "cmu_mosei")
+LOADERS = ("ravdess", "cremad", "iemocap", "cmu_mosi", "cmu_mosei", "meld")
 
 
-@pytest.mark.parametrize(("model", "config", "loader"), [("attsf", "default", ravdess), ("attsf", "iemocap", iemocap), ("avtca", "default", ravdess), ("avtca", "cremad", cremad), ("avtca", "mosei", cmu_mosei)])
+@pytest.mark.parametrize(("model", "config", "loader"), [("attsf", "default", ravdess), ("attsf", "iemocap", iemocap), ("avtca", "default", ravdess), ("avtca", "cremad", cremad), ("avtca", "mosei", cmu_mosei), ("bilstm_sa", "default", meld)])
 def test_a_set_has_the_classes_of_the_model_that_learns_from_it(model, config, loader):
     from importlib import import_module
 
@@ -85,7 +85,7 @@ def test_a_take_of_ravdess_becomes_the_inputs_of_the_published_models(tmp_path, 
 # -- documentation ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loader", [ravdess, cremad, iemocap, cmu_mosi, cmu_mosei])
+@pytest.mark.parametrize("loader", [ravdess, cremad, iemocap, cmu_mosi, cmu_mosei, meld])
 def test_every_key_is_in_the_documentation(loader):
     section = DOCS[DOCS.index("## Published sets of acted") : DOCS.index("## What is refused")]
     assert [key for key in loader.KEYS if f"`{key}`" not in section and f"{key}:" not in section] == []

@@ -7,17 +7,18 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 
-def add_stages(net: nn.Module, c_in: int, widths: Sequence[int], blocks: int, block: Callable[[int, int, int], nn.Module]) -> None:
-    """Give `net` its layer1, layer2, ... of `blocks` residual blocks each, then initialize every convolution in it as torchvision does.
+def add_stages(net: nn.Module, c_in: int, widths: Sequence[int], blocks: int | Sequence[int], block: Callable[[int, int, int], nn.Module]) -> None:
+    """Give `net` its layer1, layer2, ... of `blocks` residual blocks each (one number, or one per stage), then initialize every convolution in it as torchvision does.
 
     Args:
         c_in: channels that reach the first stage.
         widths: channels of the stages; the first block of each after the first has stride 2.
         block: (channels in, channels out, stride) -> module.
     """
-    for stage, width in enumerate(widths, 1):
+    counts = [blocks] * len(widths) if isinstance(blocks, int) else blocks
+    for stage, (width, count) in enumerate(zip(widths, counts, strict=True), 1):
         layers = []
-        for i in range(blocks):
+        for i in range(count):
             layers.append(block(c_in, width, 2 if stage > 1 and i == 0 else 1))
             c_in = width
         setattr(net, f"layer{stage}", nn.Sequential(*layers))
