@@ -620,9 +620,11 @@ void last_block(const ConvSpec* spec, const Tap* taps, float* y_re, float* y_im,
     for (int c = 0; c < c_in; c += V::kLanes) {
       const int left = smaller(V::kLanes, c_in - c);
       const auto wr = V::load_some(w_re + c, left), wi = V::load_some(w_im + c, left);
+      const float* row = x + c;
+      one_step_at_a_time(row, x);
 #pragma GCC unroll 8
-      for (int n = 0; n < kColumns; n++) {
-        const auto a = V::load(x + n * step + c), b = V::load(x + n * step + plane + c);
+      for (int n = 0; n < kColumns; n++, row += step) {
+        const auto a = V::load(row), b = V::load(row + plane);
         sums[2 * n] = V::plus_product(wr, a, sums[2 * n]);
         sums[2 * n + 1] = V::plus_product(wr, b, sums[2 * n + 1]);
         sums[2 * n] = V::minus_product(wi, b, sums[2 * n]);
