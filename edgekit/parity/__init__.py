@@ -4,6 +4,7 @@
     runners.py   a side: anything that can be run, opened by what its path is
     graphs.py    sides of one graph: ONNX, OpenVINO IR, TFLite
     flows.py     sides of a whole flow: a recipe's float model, a bundle
+    native.py    sides of edgekit's own engine: a weight file, whole or its network alone
     recorded.py  outputs that somebody wrote down
     samples.py   what both sides are fed, one sample in memory at a time
     pairing.py   which output belongs to which, by exact name or a mapping file

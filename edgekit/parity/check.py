@@ -19,12 +19,13 @@ import edgekit
 from edgekit import progress
 from edgekit.artifact import tool_version
 from edgekit.compare import decibel
-from edgekit.errors import DataError
+from edgekit.errors import DataError, UsageError
+from edgekit.flow import primaries, task_of
 from edgekit.metrics import DEFAULTS, METRICS, Metric, Task, is_varied, paired_bootstrap
-from edgekit.parity.flows import BundleSide, coverage_of
+from edgekit.parity.flows import BundleSide, FlowSide, coverage_of
 from edgekit.parity.gaps import gaps
 from edgekit.parity.measure import Accumulator, Limits, tolerance
-from edgekit.parity.pairing import aligned, feeds_of, pair_outputs, read_map, states_apart
+from edgekit.parity.pairing import aligned, feeds_of, pair_outputs, read_map
 from edgekit.parity.recorded import RecordedSide
 from edgekit.parity.release import release_diff
 from edgekit.parity.result import DIFFERS, SAME, Comparison, SideInfo, Slice, TaskMetric
@@ -120,14 +121,13 @@ def compare(
         for side in (side_a, side_b):
             if isinstance(side, RecordedSide) and source.ids is not None:
                 side.rename(source.ids)
-        pairs, only_a, only_b = pair_outputs(side_a, side_b, names, outputs)
-        carried = set(states_apart(side_a, [name for name, _ in pairs]))
-        if stream:  # a state is what goes round, and is compared by what it does
-            pairs = [pair for pair in pairs if pair[0] in carried]
+        if not stream:
+            _one_way_of_states(side_a, side_b)
+        pairs, only_a, only_b = pair_outputs(side_a, side_b, names, outputs, without_states=stream)
         limits.check_names([name for name, _ in pairs])
         measured = Cost() if all(limits.is_given(name) for name, _ in pairs) else cost(side_a, side_b, names, source, stream, 1 if stream_axis is None else stream_axis)
         accumulators = [Accumulator(pair, tolerance(pair[0], limits, side_a.numbers, side_b.numbers, measured.limits.get(pair[0])), infinities_compare_equal) for pair in pairs]
-        run = _Run(side_a, side_b, names, accumulators, keep, on_sample)
+        run = _Run(side_a, side_b, names, accumulators, keep, on_sample, {} if stream else _speech(whole, source.metrics))
         run.seconds["open"] = time.perf_counter() - started
         streams = Streams(side_a, side_b, names, Cut(1 if stream_axis is None else stream_axis, chunk_a, chunk_b, rate_hz)) if stream else None
         for sample in progress.track(run.timed(source), "comparing", None if source.ids is None else len(source.ids)):
@@ -169,6 +169,27 @@ def _source(data: Data, a: Side, b: Side, names: Mapping[str, str], wish: Wish, 
     return of_arrays(data)
 
 
+def _one_way_of_states(a: Side, b: Side) -> None:
+    """Single calls start from the states that the data give, which a side that keeps its own cannot take.
+
+    Raises:
+        UsageError: one side is such a one, and the other is not.
+    """
+    if a.is_opaque == b.is_opaque:
+        return
+    inside = a if a.is_opaque else b
+    raise UsageError(f"{inside.text}: its states cannot be set from outside, so single calls of it and of {(b if a.is_opaque else a).text} start from different ones", "add `--stream`: both then carry their own from the start")
+
+
+def _speech(sides: Sequence[Side], own: Mapping[str, Metric]) -> dict[str, list[Metric]]:
+    """{output that is speech: metrics that score it clip by clip}, as a flow says; nothing where no side is such a flow."""
+    flows = [side.flow for side in sides if isinstance(side, FlowSide) and task_of(side.flow) == "speech"]
+    if not flows:
+        return {}
+    fitting = [metric for metric in own.values() if metric.task == "speech"] or [METRICS[name] for name in DEFAULTS["speech"]]
+    return dict.fromkeys(primaries(flows[0]), fitting)
+
+
 def _table(value: Any) -> dict[str, Any]:
     """One value for all as {"": value}."""
     return dict(value) if isinstance(value, Mapping) else {} if value is None else {"": value}
@@ -198,7 +219,12 @@ def _releases(a: str, b: str) -> Comparison:
 class _Run:
     """The two sides at work; what is kept of every sample is a few numbers."""
 
-    def __init__(self, a: Side, b: Side, names: Mapping[str, str], accumulators: list[Accumulator], keep: int, on_sample: Any):
+    def __init__(self, a: Side, b: Side, names: Mapping[str, str], accumulators: list[Accumulator], keep: int, on_sample: Any, speech: Mapping[str, list[Metric]]):
+        """
+        Args:
+            speech: outputs that are scored clip by clip, and by what: hundreds of waves are not kept for it.
+        """
+        self._speech = speech
         self.a, self.b, self._names, self._accumulators, self._keep, self._on_sample = a, b, names, accumulators, keep, on_sample
         self.seconds = {"open": 0.0, "data": 0.0, "a": 0.0, "b": 0.0, "compare": 0.0, "checks": 0.0}
         self.kept: dict[str, np.ndarray] = {}
@@ -229,7 +255,11 @@ class _Run:
                 name, partner = accumulator.names
                 x, y = aligned(self.a, self.b, name, _given(self.a, a, name), _given(self.b, b, partner))
                 accumulator.add(sample.id, x, y)
-                if x.size == 1 or name in sample.labels:
+                if name in self._speech and name in sample.labels:
+                    pair = self._answers.setdefault(name, ([], []))
+                    for scores, wave in zip(pair, (x, y), strict=True):
+                        scores.append(_scores(self._speech[name], sample.labels[name], wave))
+                elif x.size == 1 or name in sample.labels:
                     pair = self._answers.setdefault(name, ([], []))
                     pair[0].append(np.array(x, np.float64).reshape(-1))
                     pair[1].append(np.array(y, np.float64).reshape(-1))
@@ -253,7 +283,7 @@ class _Run:
         if self._on_sample is not None:
             self._on_sample(sample.id, sample.feeds, a, b)
         self.count += 1
-        self._labels.append(sample.labels)
+        self._labels.append({name: 0.0 if name in self._speech else value for name, value in sample.labels.items()})
         self._tags.append(sample.tags)
 
     def labelled(self) -> list[str]:
@@ -264,19 +294,23 @@ class _Run:
     def _scored(self, name: str) -> tuple[Task, np.ndarray, np.ndarray, np.ndarray] | None:
         """(task, labels, A's, B's) as the task's metrics take them; None where there is nothing to score.
 
-        A number with a label is a value, several with one label are scores of classes, and as many as labels are a timeline.
+        A number with a label is a value, several with one label are scores of classes, and as many as labels are a timeline. Of speech
+        every clip has its scores already, a column for each metric, and the labels say no more.
         """
         if name not in self.labelled() or len(self._answers.get(name, ((), ()))[0]) != self.count or self.count < 2:
             return None
         labels = np.array([np.asarray(labels[name], np.float64).reshape(-1) for labels in self._labels])
         a, b = (np.array(values) for values in self._answers[name])
+        if name in self._speech:
+            return "speech", labels[:, 0], a, b
         if labels.shape[1] == 1:
             return ("value", labels[:, 0], a[:, 0], b[:, 0]) if a.shape[1] == 1 else ("classes", labels[:, 0], a, b)
         return ("timeline", labels[..., None], a[..., None], b[..., None]) if labels.shape == a.shape else None
 
-    @staticmethod
-    def _fitting(own: Mapping[str, Metric], task: Task) -> list[Metric]:
+    def _fitting(self, own: Mapping[str, Metric], task: Task, output: str) -> list[Metric]:
         """The data set's metrics that are for this task; each output stands alone here, so none that picks one of several."""
+        if task == "speech":
+            return [replace(metric, fn=_mean_of(column), task=None, per_clip=None) for column, metric in enumerate(self._speech[output])]
         chosen = [metric for metric in own.values() if metric.task in (task, None)] or [METRICS[name] for name in DEFAULTS[task]]
         return [metric for metric in chosen if metric.quantity is None]
 
@@ -291,7 +325,7 @@ class _Run:
             if scored is None:
                 continue
             task, labels, a, b = scored
-            for metric in self._fitting(own, task):
+            for metric in self._fitting(own, task, name):
                 if metric.needs_varied_labels and not is_varied(labels):
                     continue
                 change, low, high = paired_bootstrap(metric, labels, a, b)
@@ -303,7 +337,8 @@ class _Run:
         rows = []
         scored = {name: self._scored(name) for name in self._accumulators_by_name()}
         for tag in sorted({name for tags in self._tags for name in tags}):
-            for value, _, _, membership in bins(tag, [tags.get(tag) for tags in self._tags]):
+            cut = list(bins(tag, [tags.get(tag) for tags in self._tags]))
+            for value, _, _, membership in cut if any(sum(bin[3]) > 1 for bin in cut) else ():  # one sample each is no slice
                 members = [i for i, is_member in enumerate(membership) if is_member]
                 for accumulator in self._accumulators if members else ():
                     name = accumulator.names[0]
@@ -311,7 +346,7 @@ class _Run:
                     powers = [accumulator.powers[i] for i in members]
                     sqnr = decibel(sum(p[0] for p in powers), sum(p[1] for p in powers))
                     is_within = all(p.is_within for p in points) and self._keeps_sqnr(accumulator, sqnr)
-                    rows.append(Slice(tag, value, len(members), name, float(np.max([p.max_abs for p in points])), sqnr, is_within, *self._worth(own, scored[name], members)))
+                    rows.append(Slice(tag, value, len(members), name, float(np.max([p.max_abs for p in points])), sqnr, is_within, *self._worth(own, name, scored[name], members)))
         return tuple(rows)
 
     @staticmethod
@@ -320,12 +355,12 @@ class _Run:
         least = accumulator.tolerance.min_sqnr_db
         return least is None or sqnr_db >= least
 
-    def _worth(self, own: Mapping[str, Metric], scored: tuple[Task, np.ndarray, np.ndarray, np.ndarray] | None, members: list[int]) -> tuple[Any, ...]:
+    def _worth(self, own: Mapping[str, Metric], output: str, scored: tuple[Task, np.ndarray, np.ndarray, np.ndarray] | None, members: list[int]) -> tuple[Any, ...]:
         """(metric, A's, B's, 95 % interval of the change) of the first metric over some samples; nothing without labels."""
         if scored is None or len(members) < 2:
             return ()
         task, *columns = scored
-        metric = self._fitting(own, task)[0]
+        metric = self._fitting(own, task, output)[0]
         labels, a, b = (values[members] for values in columns)
         if metric.needs_varied_labels and not is_varied(labels):
             return ()
@@ -337,9 +372,22 @@ class _Run:
         if not self._keep:
             return {}
         answers = {name: pair for name, pair in self._answers.items() if len(pair[0]) == self.count}
-        values = {f"*/{side}/{name}": _column(pair[i]) for name, pair in answers.items() for i, side in enumerate("ab")}
-        labels = {f"*/label/{name}": _column([np.asarray(row[name]).reshape(-1) for row in self._labels]) for name in self.labelled()}
+        # Of speech the first metric's score.
+        values = {f"*/{side}/{name}": _column([row[:1] for row in pair[i]] if name in self._speech else pair[i]) for name, pair in answers.items() for i, side in enumerate("ab")}
+        labels = {f"*/label/{name}": _column([np.asarray(row[name]).reshape(-1) for row in self._labels]) for name in self.labelled() if name not in self._speech}
         return {**self.kept, **values, **labels}
+
+
+def _scores(metrics: Sequence[Metric], clean: np.ndarray | float, wave: np.ndarray) -> np.ndarray:
+    """[metrics] of one clip; NaN where the wave is not finite."""
+    pair = [np.asarray(one, np.float64).reshape(1, -1) for one in (clean, wave)]
+    if not np.isfinite(pair[1]).all():
+        return np.full(len(metrics), np.nan)
+    return np.array([metric.per_clip(*pair)[0] for metric in metrics if metric.per_clip is not None])
+
+
+def _mean_of(column: int) -> Callable[..., np.ndarray]:
+    return lambda labels, values: values[..., column].mean(axis=-1)
 
 
 def _column(rows: list[np.ndarray]) -> np.ndarray:

@@ -22,6 +22,7 @@ from edgekit.document import suggestion
 from edgekit.errors import UsageError
 from edgekit.parity.result import Cell, Comparison, Comparisons
 from edgekit.parity.runners import FOLDERS, Options, Side, open_side
+from edgekit.progress import note
 
 ALL = "all"
 BLUR_SHARE = 16  # of the frame's height: what a smeared lens leaves of a face
@@ -34,10 +35,12 @@ class Condition:
     Attributes:
         title: for people.
         change: called as change(clip, rng); rng is the clip's own, the same in every run.
+        of: what it changes, `audio` or `video`: nothing to a model that takes none.
         masks: (source of inputs, share of their values that become random), after preprocessing.
     """
 
     title: str
+    of: str
     change: Callable[[Clip, np.random.Generator], Clip] = lambda clip, rng: clip
     masks: tuple[str, float] | None = None
 
@@ -62,15 +65,15 @@ def noisy(audio: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndar
 
 
 CONDITIONS: dict[str, Condition] = {
-    "no-audio": Condition("audio silenced", lambda clip, rng: replace(clip, audio=np.zeros_like(clip.audio))),
-    "no-video": Condition("video blanked", lambda clip, rng: replace(clip, frames=np.zeros_like(clip.frames))),
-    "blur": Condition("video blurred", lambda clip, rng: replace(clip, frames=blurred(clip.frames, max(1, clip.frames.shape[1] // BLUR_SHARE)))),
-    "noise-10": Condition("white noise at 10 dB", lambda clip, rng: replace(clip, audio=noisy(clip.audio, 10, rng))),
-    "noise-0": Condition("white noise at 0 dB", lambda clip, rng: replace(clip, audio=noisy(clip.audio, 0, rng))),
+    "no-audio": Condition("audio silenced", "audio", lambda clip, rng: replace(clip, audio=np.zeros_like(clip.audio))),
+    "no-video": Condition("video blanked", "video", lambda clip, rng: replace(clip, frames=np.zeros_like(clip.frames))),
+    "blur": Condition("video blurred", "video", lambda clip, rng: replace(clip, frames=blurred(clip.frames, max(1, clip.frames.shape[1] // BLUR_SHARE)))),
+    "noise-10": Condition("white noise at 10 dB", "audio", lambda clip, rng: replace(clip, audio=noisy(clip.audio, 10, rng))),
+    "noise-0": Condition("white noise at 0 dB", "audio", lambda clip, rng: replace(clip, audio=noisy(clip.audio, 0, rng))),
 }
 # The protocol by which ATTSF-Net's robustness was measured: 10 to 90 % of one modality's values are random.
 MASKING = {
-    f"mask-{source}-{percent}": Condition(f"{percent} % of {source} random", masks=(source, percent / 100)) for source in ("audio", "video") for percent in range(10, 100, 10)
+    f"mask-{source}-{percent}": Condition(f"{percent} % of {source} random", source, masks=(source, percent / 100)) for source in ("audio", "video") for percent in range(10, 100, 10)
 }
 GROUPS = {ALL: tuple(CONDITIONS), "masking": tuple(MASKING)}
 CONDITIONS |= MASKING
@@ -117,6 +120,30 @@ def _masked(value: np.ndarray, share: float, rng: np.random.Generator, video: Ma
     return np.where(rng.random(value.shape) < share, noise, value).astype(value.dtype)
 
 
+def fitting(names: Sequence[str], *sides: Side) -> tuple[tuple[str, ...], str]:
+    """(conditions that change something of what the models take, one sentence on those that do not, or "").
+
+    Raises:
+        UsageError: there are some, and all of them change nothing.
+    """
+    from edgekit.parity.flows import EngineSide, FlowSide
+
+    flows = [side.whole if isinstance(side, EngineSide) else side for side in sides]
+    specs = [flow.preprocess for flow in flows if isinstance(flow, FlowSide) and flow.preprocess is not None]
+    if not specs or not names:  # what the data are says whether they are clips at all
+        return tuple(names), ""
+    # As data sets are read: the first that says how clips become inputs.
+    kept = tuple(name for name in names if CONDITIONS[name].of in specs[0])
+    left = [name for name in names if name not in kept]
+    if not left:
+        return kept, ""
+    absent = " or ".join(dict.fromkeys(CONDITIONS[name].of for name in left))
+    said = f"{', '.join(left)} {'was' if len(left) == 1 else 'were'} left out: the models take no {absent}"
+    if not kept:
+        raise UsageError(f"--conditions {', '.join(left)}: the models take no {absent}, so nothing would change", "choose others, such as " + ", ".join(name for name in GROUPS[ALL] if CONDITIONS[name].of in specs[0]))
+    return kept, said
+
+
 def title(condition: str) -> str:
     return CONDITIONS[condition].title if condition in CONDITIONS else condition
 
@@ -152,13 +179,17 @@ def compare_all(a: str | Path | Side, sides: Sequence[str | Path | Side], data: 
         for text in sides:
             with ExitStack() as one:
                 b = one.enter_context(open_side(text, _options(options))) if is_shared and not isinstance(text, Side) else text
+                kept, left_out = fitting(conditions, *(side for side in (a, b) if isinstance(side, Side)))
+                if left_out:
+                    note(left_out)
                 clean = compare(a, b, data, **options)
                 cells = _cells(clean, ALL) + _slice_cells(clean)
                 # What a side may be off is measured once, on the data as they are.
                 same = {**options, **_limits(clean), "keep": 0, "on_sample": None}
-                for name in conditions:
+                for name in kept:
                     cells += _cells(compare(a, b, data, condition=name, **same), name)
-                found.append(with_gaps(replace(clean, conditions=tuple(cells))))
+                made = with_gaps(replace(clean, conditions=tuple(cells)))
+                found.append(replace(made, provenance={**made.provenance, "open": [*made.provenance["open"], *([left_out] if left_out else [])]}))
     return Comparisons(tuple(found))
 
 

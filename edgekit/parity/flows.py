@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from edgekit.float_model import FloatModel
     from edgekit.recipe import Recipe
 
+GRAPH_FLOW = "graph_flow.json"  # of the graphs, which export writes where the artifact's own flow is another
+
 Session = Callable[[dict[str, "np.ndarray"]], Mapping[str, "np.ndarray"]]
 
 
@@ -101,6 +103,7 @@ class EngineSide(Side):
         self.whole, self.name = whole, name
         self.kind, self.numbers = whole.kind, whole.numbers
         self.inputs, self.outputs, self.states = whole.ports[name].inputs, whole.ports[name].outputs, whole.ports[name].states
+        self.is_opaque = whole.is_opaque
 
     def run(self, feeds: Arrays, taps: Iterable[str] = (), sample: str | None = None) -> dict[str, np.ndarray]:
         require_feeds(self, feeds)
@@ -119,7 +122,10 @@ class EngineSide(Side):
 
 
 def _flow_port(flow: Mapping[str, Any], ports: Mapping[str, Ports], tensor: str) -> Port:
-    """dtype and shape of what a flow gives out, from the port that it comes from."""
+    """dtype and shape of what a flow gives out, from the port that it comes from, or from the host's step that makes it."""
+    for host in flow.get("host_steps", ()):
+        if host.get("give") == tensor and "samples" in host:
+            return Port("float32", (host["samples"],))
     for step in flow["steps"]:
         for way, front in (("give", ()), ("stack", (runs_per_window(dict(flow)).get(step["engine"]),))):
             for port, name in step.get(way, {}).items():
@@ -285,7 +291,19 @@ class BundleSide(FlowSide):
             **coverage_of(bundle),
         }  # fmt: skip
         preprocess = read_json(bundle.path / "preprocess.json") if (bundle.path / "preprocess.json").is_file() else None
-        super().__init__(text, path, "bundle", "int8", flow, sessions, {name: _json_ports(io, name) for name in names}, preprocess, facts)
+        self.stepwise: Stepwise | None = None
+        if (bundle.path / GRAPH_FLOW).is_file():  # io.json describes the graphs
+            ports = {name: _whole_ports(flow, read_json(bundle.path / GRAPH_FLOW), name) for name in names}
+            super().__init__(text, path, "bundle", "int8", flow, sessions, ports, preprocess, facts)
+            self.stepwise = Stepwise(self)
+        else:
+            super().__init__(text, path, "bundle", "int8", flow, sessions, {name: _json_ports(io, name) for name in names}, preprocess, facts)
+
+    def stateful(self) -> tuple[str, ...]:
+        return super().stateful() if self.stepwise is None else self.stepwise.stateful()
+
+    def engine(self, name: str) -> EngineSide:
+        return super().engine(name) if self.stepwise is None else self.stepwise.engine(name)
 
     def _simulation(self, folder: Path, spec: Mapping[str, Any], options: Options) -> Session:
         from edgekit.backends import onnxruntime
@@ -303,10 +321,40 @@ class BundleSide(FlowSide):
         return path if path.is_file() else None
 
     def close(self) -> None:
-        for session in self.sessions.values():
+        for session in (*self.sessions.values(), *(self.stepwise.sessions.values() if self.stepwise is not None else ())):
             if hasattr(session, "close"):
                 session.close()
         self.bundle.close()
+
+
+class Stepwise(FlowSide):
+    """A native bundle as its graphs' flow: the host makes the spectra, and the engine's network runs frame by frame."""
+
+    is_opaque = True
+
+    def __init__(self, whole: BundleSide):
+        from edgekit import native
+        from edgekit.backends.native import FILE
+        from edgekit.parity.native import NativeStep
+
+        self._whole = whole
+        path = whole.bundle.path
+        steps = {name: NativeStep(whole.text, path / "engines" / name / FILE, native.Denoiser(path / "engines" / name / FILE)) for name in whole.sessions}
+        states = {name: [state.to_json() for state in step.states] for name, step in steps.items()}
+        flow = {**read_json(path / GRAPH_FLOW), "states": states}
+        ports = {name: Ports(dict(step.inputs), dict(step.outputs), step.states) for name, step in steps.items()}
+        super().__init__(whole.text, whole.path, whole.kind, whole.numbers, flow, steps, ports, whole.preprocess, whole._facts)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self._whole.close()
+
+
+def _whole_ports(flow: Mapping[str, Any], graph_flow: Mapping[str, Any], engine: str) -> Ports:
+    """Ports of an engine that computes the whole flow: batch 1 before the flow's own shapes."""
+    [step] = [one for one in flow["steps"] if one["engine"] == engine]
+    inputs = {port: Port(flow["inputs"][name]["dtype"], (1, *flow["inputs"][name]["shape"])) for port, name in step["feed"].items()}
+    made = {host["give"]: host["samples"] for host in graph_flow.get("host_steps", ()) if "samples" in host}
+    return Ports(inputs, {port: Port("float32", (1, made[name])) for port, name in step["give"].items()})
 
 
 def coverage_of(bundle: Bundle) -> dict[str, Any]:

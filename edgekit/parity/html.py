@@ -15,7 +15,7 @@ import numpy as np
 
 from edgekit.errors import ResourceError
 from edgekit.metrics import METRICS
-from edgekit.page import WIDTH, axis_y, document, esc, legend, scale, svg, table, tick_text, ticks_of
+from edgekit.page import WIDTH, axis_y, digits_of, document, esc, legend, scale, svg, table, tick_text, ticks_of
 from edgekit.parity import pictures
 from edgekit.parity.conditions import ALL, title
 from edgekit.parity.result import Cell, Comparison, Comparisons, OutputResult, SideInfo, StreamOutput
@@ -279,6 +279,8 @@ class _Page:
         a, b, label = (kept.get(f"*/{part}/{name}") for part in ("a", "b", "label"))
         if a is None or b is None or len(a) < 3:
             return ""
+        # Of a wave each sample has a score in its place.
+        name = next((f"{METRICS[m.metric].title} of {name}" for m in self.found.metrics if m.output == name and m.metric in METRICS and METRICS[m.metric].task == "speech"), name)
         return f'<div class="pair">{_scatter(name, a, b)}{_curves(f"{name}, sample by sample", "sample", [("float", "A", a), ("artifact", "B", b), *([("pruned", "label", label)] if label is not None else [])])}</div>'
 
     def _sample(self, id: str) -> Iterable[str]:
@@ -368,7 +370,7 @@ def _heat(output: str, cells: Sequence[Cell]) -> str:
     levels = [cell.sqnr_db for cell in cells if math.isfinite(cell.sqnr_db)]
     rows = []
     if metric:
-        rows.append(["A", *(next((f"{_number(by_place[t, c].a, metric)}<span class=\"ci\">n {by_place[t, c].samples}</span>" for t in targets if (t, c) in by_place), "") for c in columns)])
+        rows.append(["A", *(next((f"{_number(by_place[t, c].a, metric)}<span class=\"ci\">n {by_place[t, c].samples}</span>" for t in targets if (t, c) in by_place and by_place[t, c].metric), "") for c in columns)])
     for target in targets:
         line = [f"<code>{esc(Path(target).name if len({Path(t).name for t in targets}) == len(targets) else target)}</code>"]
         for column in columns:
@@ -721,19 +723,27 @@ def _decibel(value: float, unit: str = "") -> str:
     return f"{value:.1f}{unit}".replace("-", "−")
 
 
+def _unit(metric: str) -> str:
+    return METRICS[metric].unit if metric in METRICS else ""
+
+
+def _in_db(metric: str) -> str:
+    return " dB" if _unit(metric) == "dB" else ""
+
+
 def _digits(metric: str) -> int:
-    return 2 if metric in METRICS and METRICS[metric].unit in ("points", "%") else 4
+    return digits_of(metric, _unit(metric))
 
 
 def _number(value: float, metric: str) -> str:
-    return f"{value:.{_digits(metric)}f}".replace("-", "−") if math.isfinite(value) else '<span class="bad">not finite</span>'
+    return f"{value:.{_digits(metric)}f}{_in_db(metric)}".replace("-", "−") if math.isfinite(value) else '<span class="bad">not finite</span>'
 
 
 def _signed(value: float, metric: str) -> str:
-    return f"{value:+.{_digits(metric)}f}".replace("-", "−") if math.isfinite(value) else '<span class="bad">not finite</span>'
+    return f"{value:+.{_digits(metric)}f}{_in_db(metric)}".replace("-", "−") if math.isfinite(value) else '<span class="bad">not finite</span>'
 
 
 def _interval(low: float, high: float, metric: str) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return '<span class="ci">no interval</span>'
-    return f'<span class="ci">{_signed(low, metric)} to {_signed(high, metric)}</span>'
+    return f'<span class="ci">{_signed(low, metric).removesuffix(" dB")} to {_signed(high, metric)}</span>'

@@ -40,12 +40,13 @@ def read_map(path: Path) -> dict[str, str]:
     return found
 
 
-def pair_outputs(a: Side, b: Side, mapping: Mapping[str, str], only: Sequence[str] = ()) -> tuple[list[tuple[str, str]], list[str], list[str]]:
+def pair_outputs(a: Side, b: Side, mapping: Mapping[str, str], only: Sequence[str] = (), without_states: bool = False) -> tuple[list[tuple[str, str]], list[str], list[str]]:
     """([(A's output, B's)], those of A left out, those of B left out), in A's order.
 
     Args:
         mapping: {B's name: A's}.
         only: A's outputs to compare; all if empty.
+        without_states: of streams, whose states go round inside each side: they may be other ones, and are compared by what they do.
 
     Raises:
         DataError: an output has no partner; all are named.
@@ -57,15 +58,16 @@ def pair_outputs(a: Side, b: Side, mapping: Mapping[str, str], only: Sequence[st
     for name in only:
         if name not in a.outputs:
             raise UsageError(f"{a.text}: there is no output `{name}`", suggestion(name, list(a.outputs)))
-    partner = {mapping.get(name, name): name for name in b.outputs}
-    wanted = list(only) or list(a.outputs)
+    ours, theirs = (states_apart(side, side.outputs) if without_states else list(side.outputs) for side in (a, b))
+    partner = {mapping.get(name, name): name for name in theirs}
+    wanted = [name for name in only if name in ours] or ours
     missing = [name for name in wanted if name not in partner]
-    unexpected = [] if only else sorted(set(partner) - set(a.outputs))
+    unexpected = [] if only else sorted(set(partner) - set(ours))
     if missing or unexpected:
         parts = [f"{what} {', '.join(f'`{n}`' for n in names)}" for what, names in (("B has no", missing), ("A has no", unexpected)) if names]
         raise DataError(f"{a.text} and {b.text}: outputs do not match: {'; '.join(parts)}", "name their partners in a mapping file (`--map`), or choose with `--outputs`")
     pairs = [(name, partner[name]) for name in wanted]
-    return pairs, [n for n in a.outputs if n not in wanted], [n for n in b.outputs if n not in dict(pairs).values()]
+    return pairs, [n for n in ours if n not in wanted], [n for n in theirs if n not in dict(pairs).values()]
 
 
 def states_apart(side: Side, names: Iterable[str]) -> list[str]:

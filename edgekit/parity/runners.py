@@ -15,7 +15,8 @@ A side of one graph takes tensors with batch 1 in front, and its states are ordi
 outputs: `run` does not carry them, `stream.py` does. A side of a whole flow (a bundle, a recipe)
 takes one window without batch axis and carries the states inside it, from zero, as the device does.
 Words behind an `@` choose a part: `bundle.tar.zst@head` is one engine, `recipe.yaml@pruned` the
-pruned model, `weights.pt@recipe.yaml` other weights in a recipe's model, `model.tflite@2.14` the interpreter of 2023. What `run` gets is never changed.
+pruned model, `weights.pt@recipe.yaml` other weights in a recipe's model, `model.tflite@2.14` the interpreter of 2023, `model.ekd@step` the
+network of a native engine without its spectra. What `run` gets is never changed.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class Side(ABC):
     inputs: dict[str, Port]
     outputs: dict[str, Port]
     states: tuple[State, ...] = ()
+    is_opaque: bool = False
+    """Its states say nothing to another side: they can only be carried."""
 
     def __init__(self, text: str, path: Path):
         self.text, self.path = text, path
@@ -133,7 +136,8 @@ KINDS: dict[str, tuple[str, str]] = {
     "tflite": (".tflite", "edgekit.parity.graphs:TfliteSide"),
     "recipe": (".yaml .yml", "edgekit.parity.flows:open_recipe"),
     "bundle": (".tar.zst", "edgekit.parity.flows:open_bundle_side"),
-    "checkpoint": (".pt .pth .ckpt .bin", "edgekit.parity.flows:open_checkpoint"),
+    "native": (".ekd", "edgekit.parity.native:open_native"),
+    "checkpoint": (".pt .pth .ckpt .bin .safetensors.xz", "edgekit.parity.flows:open_checkpoint"),
     "recorded": (".npz .safetensors", "edgekit.parity.recorded:open_recorded"),
     "float model": ("", "edgekit.parity.flows:open_float_model"),
 }

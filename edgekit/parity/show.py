@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgekit.errors import ResourceError
+from edgekit.metrics import METRICS
 from edgekit.parity.conditions import CONDITIONS
 from edgekit.parity.result import Cell, Comparison, Comparisons, OutputResult
 
@@ -36,19 +37,20 @@ def _conditions(console: Console, every: Comparisons) -> None:
         cells = {(cell.target, cell.condition): cell for cell in every.conditions if cell.output == output}
         rows, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
         metric = next((cell.metric for cell in cells.values() if cell.metric), "")
-        table = Table(box=None, pad_edge=False, title=f"{output}: {metric or 'SQNR in dB'}", title_justify="left")
+        table = Table(box=None, pad_edge=False, title=f"{output}: {_named(metric) if metric else 'SQNR in dB'}", title_justify="left")
         table.add_column("", overflow="fold")
         for column in columns:
             table.add_column(f"{escape(column)}\nn {max(cells[row, column].samples for row in rows if (row, column) in cells)}", justify="right")
         if metric:
-            table.add_row("A", *(next((f"{cells[row, column].a:.4f}" for row in rows if (row, column) in cells), "") for column in columns))
+            table.add_row("A", *(next((f"{cells[row, column].a:.{_digits(metric)}f}" for row in rows if (row, column) in cells), "") for column in columns))
         for row in rows:
             table.add_row(escape(row), *(_cell(cells[row, column]) if (row, column) in cells else "" for column in columns))
         console.print(table)
 
 
 def _cell(cell: Cell) -> str:
-    worth = f"{cell.b:.4f}\n{escape(f'{cell.b - cell.a:+.4f} [{cell.low:+.4f}, {cell.high:+.4f}]')}" if cell.metric else f"{_decibel(cell.sqnr_db)}\nmax {_short(cell.max_abs)}"
+    d = _digits(cell.metric)
+    worth = f"{cell.b:.{d}f}\n{escape(f'{cell.b - cell.a:+.{d}f} [{cell.low:+.{d}f}, {cell.high:+.{d}f}]')}" if cell.metric else f"{_decibel(cell.sqnr_db)}\nmax {_short(cell.max_abs)}"
     return worth if cell.is_within else f"[red]{worth}[/]"
 
 
@@ -129,8 +131,22 @@ def _metrics(console: Console, found: Comparison) -> None:
     for column in ("metric", "A", "B", "B - A, 95 %"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for m in found.metrics:
-        table.add_row(escape(f"{m.metric} of {m.output}"), f"{m.a:.4f}", f"{m.b:.4f}", escape(f"{m.change:+.4f} [{m.low:+.4f}, {m.high:+.4f}]"))
+        d = _digits(m.metric)
+        table.add_row(escape(f"{_named(m.metric)} of {m.output}"), f"{m.a:.{d}f}", f"{m.b:.{d}f}", escape(f"{m.change:+.{d}f} [{m.low:+.{d}f}, {m.high:+.{d}f}]"))
     console.print(table)
+
+
+def _named(metric: str) -> str:
+    """With its unit where numbers are in decibels."""
+    return f"{metric} in dB" if _unit(metric) == "dB" else metric
+
+
+def _digits(metric: str) -> int:
+    return 2 if _unit(metric) == "dB" else 4
+
+
+def _unit(metric: str) -> str:
+    return METRICS[metric].unit if metric in METRICS else ""
 
 
 def _stream(console: Console, found: Comparison) -> None:

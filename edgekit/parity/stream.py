@@ -20,6 +20,7 @@ from edgekit.compare import decibel
 from edgekit.errors import DataError, UsageError
 from edgekit.parity.flows import FlowSide
 from edgekit.parity.measure import Accumulator
+from edgekit.parity.native import NativeSide
 from edgekit.parity.pairing import aligned, fit
 from edgekit.parity.result import StreamCheck, StreamOutput, StreamResult
 from edgekit.parity.runners import Port, Side
@@ -52,11 +53,13 @@ class Cut:
 
 
 def one_graph(side: Side) -> Side:
-    """The side itself, or of a flow the one engine that carries a state.
+    """The side itself, or of a flow the one engine that carries a state, and of a native weight file its network.
 
     Raises:
         UsageError: the flow has none, or several.
     """
+    if isinstance(side, NativeSide):
+        return side.step()
     if not isinstance(side, FlowSide):
         return side
     found = side.stateful()
