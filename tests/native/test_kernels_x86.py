@@ -48,14 +48,14 @@ def test_a_wrong_correction_of_int8_sums_is_seen(tmp_path):
     compiler = shutil.which("g++")
     if compiler is None or "avx512_vnni" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("needs g++ and a CPU with AVX-512 VNNI")
-    source = (NATIVE / "cpu" / "avx512_i8.cpp").read_text()
+    source = (NATIVE / "cpu" / "vnni.h").read_text()
     assert source.count("return -128 * sum;") == 1
-    wrong = tmp_path / "wrong.cpp"
-    wrong.write_text(source.replace("return -128 * sum;", "return -127 * sum;"))
+    (tmp_path / "vnni.h").write_text(source.replace("return -128 * sum;", "return -127 * sum;"))
+    wrong = tmp_path / "wrong.cpp"  # finds the vnni.h beside it first
+    wrong.write_text((NATIVE / "cpu" / "avx512_i8.cpp").read_text())
     flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma"]
     built = run(compiler, *flags, "-I", NATIVE / "cpu", "-c", wrong, "-o", tmp_path / "wrong.o")
     assert built.returncode == 0, built.stderr
-    # The other rows are declared weak by the engine's dispatch; here they are simply not there.
     stubs = tmp_path / "stubs.cpp"
     names = ["avx2_f32", "avx2_i8", "avx2_vnni_i8", "avx512_f32", "avx512_bf16"]
     rows = "\n".join(f'extern const Row {name} = {{"{name}", EK_F32}};' for name in names)
