@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from edgekit.models.dccrn import DCCRN, Config
     from edgekit.recipe import Recipe
 
-CALIBRATION_CLIPS = 16
+CALIBRATION_CLIPS = 15
 TEST_FRAMES = 320
 BETTER = ("folded", "subpixel", "three_mult")  # than what is exported first
 TITLES = {"naive": "as exported", "folded": "folded", "subpixel": "sub-pixel", "three_mult": "three products"}
@@ -195,6 +195,7 @@ def prepare(module: DCCRN, cfg: Config, int8: Path | None, calibration: Sequence
     if min(clip.shape[2] for clip in (*calibration, test)) < second:
         raise UsageError("a clip is shorter than the second that whole clips are measured on", "calibrate and verify on longer clips")
     test = np.ascontiguousarray(test[:, :, : max(TEST_FRAMES, second)])
+    calibration = [clip[:, :, : 2 * second] for clip in calibration[: max(1, effort.calibration // 20)]]  # some 20 frames of each, spread over 2 s
     with torch.inference_mode():
         want = module.mask(torch.from_numpy(test)[None])[0].numpy()
     np.savez(work / "test.npz", spectrum=test, mask=want)
@@ -229,8 +230,7 @@ def _step_groups(net: graphs.Network, ours: Mapping[str, Candidate], calibration
     files = {form: engines.export(graphs.step(net, form), work / f"step-{form}.onnx") for form in graphs.FORMS}
     nothing = engines.identity(engines.Plan.read(files["subpixel"]), work / "identity.onnx")
     note("quantizing the frameworks' graphs")
-    every = max(1, sum(clip.shape[2] for clip in calibration) // effort.calibration)
-    feeds = engines.recorded(graphs.step(net, "subpixel"), calibration, every, effort.calibration)
+    feeds = engines.recorded(graphs.step(net, "subpixel"), calibration, effort.calibration)
     int8 = [_onnxruntime("sub-pixel", "int8", engines.quantize_onnxruntime(files["subpixel"], feeds, work / "step-int8.onnx"))]
     fp32, bf16 = [ours[name] for name in ("four_mult", "gauss", "int8") if name in ours], [ours[name] for name in ("bf16",) if name in ours]
     eager = [Candidate(f"torch eager, {TITLES[form]}", "fp32", "torch", module, form) for form in ("naive", "folded", "subpixel")]
@@ -267,7 +267,7 @@ def _frame_groups(net: graphs.Network, ours: Mapping[str, Candidate], calibratio
         made = {form: make(net, form, frames) for form in BETTER}
         files = {form: engines.export(graph, work / f"{mode}-{frames}-{form}.onnx") for form, graph in made.items()}
         fp32, bf16 = [own[name] for name in ("four_mult", "gauss") if name in own], [own[name] for name in ("bf16",) if name in own]
-        feeds = engines.recorded(made["subpixel"], calibration, 1, max(4, effort.calibration // frames))
+        feeds = engines.recorded(made["subpixel"], calibration, max(4, effort.calibration // frames))
         int8 = [own["int8"]] if "int8" in own else []
         int8.append(_onnxruntime("sub-pixel", "int8", engines.quantize_onnxruntime(files["subpixel"], feeds, work / f"{mode}-{frames}-int8.onnx")))
         groups.append(Group(f"{title}, fp32, ONNX Runtime", mode, frames, (*fp32, *(_onnxruntime(TITLES[form], "fp32", files[form]) for form in BETTER)), 1))
@@ -307,7 +307,7 @@ def roofline(threads: int) -> dict[str, float]:
     folder = Path(library()._name).resolve().parent
     program = next((path for path in (folder / "roofline", folder / "bench" / "roofline") if path.is_file()), None)
     if program is None:
-        raise ToolMissing(f"there is no program `roofline` beside {library()._name}", INSTALL_HINT)
+        raise ToolMissing(f"there is no program `roofline` beside {library()._name}", f"{INSTALL_HINT}, or build native/ with -DEK_BENCH=ON and point EDGEKIT_NATIVE to it")
     done = subprocess.run([str(program), str(threads)], capture_output=True, text=True)
     if done.returncode != 0:
         raise EdgekitError(f"{program}: exit code {done.returncode}: {done.stderr.strip()[-300:]}")

@@ -121,6 +121,10 @@ class TorchEngine:
         zeros = {name: torch.zeros(self.plan.shape(name)) for name in (INPUT, *self.plan.outputs)}
         self._history = [zeros] * (depth + 1)  # newest first
 
+    def carried(self) -> dict[str, np.ndarray]:
+        """The states that the next call is given."""
+        return {name: self._history[calls - 1][source].numpy().copy() for name, (source, calls) in self.plan.carried.items()}
+
     def __call__(self, spectrum: np.ndarray) -> np.ndarray:
         import torch
 
@@ -241,17 +245,17 @@ def identity(plan: Plan, path: Path) -> Path:
     return path
 
 
-def recorded(graph: Graph, spectra: Sequence[np.ndarray], every: int, limit: int) -> list[dict[str, np.ndarray]]:
-    """Inputs of a graph, with the states it really has, of every `every`-th call on these clips [2, bins, t]; at most `limit`."""
+def recorded(graph: Graph, spectra: Sequence[np.ndarray], limit: int) -> list[dict[str, np.ndarray]]:
+    """Inputs of a graph, with the states that it really has, at `limit` calls spread evenly over these clips [2, bins, t]; fewer if there are not so many."""
     engine, plan = TorchEngine(graph), Plan.of(graph)
+    every = max(1, sum(1 for clip in spectra for _ in calls(clip, plan)) // limit)
     found: list[dict[str, np.ndarray]] = []
     t = 0
     for clip in spectra:
         engine.reset()
         for part in calls(clip, plan):
             if t % every == 0:
-                carried = {name: engine._history[k - 1][source].numpy().copy() for name, (source, k) in plan.carried.items()}
-                found.append({INPUT: part[None].copy(), **carried})
+                found.append({INPUT: part[None].copy(), **engine.carried()})
                 if len(found) == limit:
                     return found
             engine(part)
@@ -297,6 +301,8 @@ def quantize_onnxruntime(source: Path, feeds: Sequence[Mapping[str, np.ndarray]]
 
 def quantize_openvino(source: Path, feeds: Sequence[Mapping[str, np.ndarray]], path: Path) -> Path:
     """OpenVINO's INT8: the graph as `nncf.quantize` makes it by default, calibrated on `feeds`."""
+    import contextlib
+    import io
     import logging
 
     from edgekit.backends.openvino import runtime
@@ -305,7 +311,8 @@ def quantize_openvino(source: Path, feeds: Sequence[Mapping[str, np.ndarray]], p
     import nncf  # after OpenVINO, which it would import with its telemetry on
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    model = nncf.quantize(ov.Core().read_model(source), nncf.Dataset(list(feeds)), subset_size=len(feeds))
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars; ours is what --json prints
+        model = nncf.quantize(ov.Core().read_model(source), nncf.Dataset(list(feeds)), subset_size=len(feeds))
     ov.save_model(model, path, compress_to_fp16=False)
     Plan.read(source).write(path)
     return path

@@ -109,9 +109,8 @@ def take_turns(group: Group, work: Path, threads: int, effort: Effort, first: in
         except EdgekitError as error:  # such as bf16 on a CPU without it
             failed.append({"engine": candidate.engine, "precision": candidate.precision, "reason": error.message})
     feeds = [_feeds(candidate, group, spectrum, about) for candidate, _ in opened]
-    late = 0 if group.mode == "clip" else about["late"]
     is_compared = first == 0 and group.mode != "overhead"  # once is enough: parity does not change from run to run
-    sqnr = [_sqnr(candidate, engine, fed, mask, late) if is_compared else None for (candidate, engine), fed in zip(opened, feeds, strict=True)]
+    sqnr = [_sqnr(candidate, engine, fed, mask, about["late"], group.mode) if is_compared else None for (candidate, engine), fed in zip(opened, feeds, strict=True)]
     seconds: list[list[float]] = [[] for _ in opened]
     for turn in range(effort.rounds if group.mode == "step" else max(1, effort.rounds // 2)):
         for k in range(len(opened)):
@@ -171,13 +170,18 @@ def _feeds(candidate: Candidate, group: Group, spectrum: np.ndarray, about: Mapp
     return [[part] for part in engines.calls(spectrum, plan)]
 
 
-def _sqnr(candidate: Candidate, engine: Any, feeds: Sequence[Sequence[np.ndarray]], mask: np.ndarray, late: int) -> float | None:
-    """In dB, of the masks from the first frame on; None for ours on a whole wave, whose masks are not given out."""
+def _sqnr(candidate: Candidate, engine: Any, feeds: Sequence[Sequence[np.ndarray]], mask: np.ndarray, late: int, mode: str) -> float | None:
+    """In dB, of the masks from the first frame on; None for ours on a whole wave, whose masks are not given out.
+
+    Args:
+        mask: [2, bins, t] of the whole test clip. Of a second of it the last `late` frames differ: what they look ahead to is cut off.
+    """
     if candidate.kind == "native_clip":
         return None
     engine.reset()
-    parts = [engine(part).copy() for fed in feeds for part in fed]
-    got = np.concatenate([part.reshape(*mask.shape[:2], -1) for part in parts], axis=2)[:, :, late:]
+    parts = [engine(part).copy() for fed in (feeds[:1] if mode == "clip" else feeds) for part in fed]
+    got = np.concatenate([part.reshape(*mask.shape[:2], -1) for part in parts], axis=2)
+    got = got[:, :, : got.shape[2] - late] if mode == "clip" else got[:, :, late:]
     want = mask[:, :, : got.shape[2]]
     return float(10 * np.log10(np.square(want, dtype=np.float64).sum() / np.square(got - want, dtype=np.float64).sum()))
 
