@@ -11,6 +11,7 @@ from edgekit.bench.svg import Dots, Panel, write_panels
 from edgekit.errors import EdgekitError
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+FIGURE = "![us of a frame: engines and their roofline, and frames a call](figures/dccrn_speed.svg)"
 PRECISIONS = ("fp32", "bf16", "int8")
 
 Row = Mapping[str, Any]
@@ -36,7 +37,7 @@ def tables(result: Mapping[str, Any]) -> str:
 
 
 def embed(result: Mapping[str, Any], page: Path) -> None:
-    """Put the tables into a page, between its two marks.
+    """Put the tables and the figure into a page, between its two marks.
 
     Raises:
         EdgekitError: the page has no such marks.
@@ -46,7 +47,7 @@ def embed(result: Mapping[str, Any], page: Path) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise EdgekitError(f"{page}: no `{BEGIN}` and `{END}`", "put both on lines of their own, where the tables belong")
-    page.write_text(f"{before}{BEGIN}\n\n{tables(result)}\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n\n{tables(result)}\n{FIGURE}\n\n{END}{after}", encoding="utf-8")
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:

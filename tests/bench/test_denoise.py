@@ -359,8 +359,17 @@ def test_the_page_gets_the_tables_between_its_marks(tmp_path):
 def test_the_pages_tables_are_those_of_the_numbers_beside_it():
     text, numbers = (ROOT / "docs/performance.md").read_text(), ROOT / "docs/figures/dccrn_speed.json"
     between = text.partition(denoise_page.BEGIN)[2].partition(denoise_page.END)[0].strip()
-    want = denoise_page.tables(json.loads(numbers.read_text())).strip() if numbers.is_file() else "Not measured yet."
+    want = f"{denoise_page.tables(json.loads(numbers.read_text()))}\n{denoise_page.FIGURE}" if numbers.is_file() else "Not measured yet."
     assert between == want
+
+
+def test_publishing_leaves_page_figure_and_numbers_together(tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "performance.md").write_text(f"{denoise_page.BEGIN}\n{denoise_page.END}\n")
+    denoise.publish(result(), tmp_path)
+    assert json.loads((tmp_path / "figures/dccrn_speed.json").read_text())["rows"] == result()["rows"]
+    [link] = [line for line in (tmp_path / "performance.md").read_text().splitlines() if line.startswith("![")]
+    assert (tmp_path / link.partition("](")[2].rstrip(")")).is_file()
 
 
 def test_the_figure_has_a_dot_an_engine_its_roofline_and_a_line_a_kind(tmp_path):
