@@ -20,7 +20,9 @@ from reference_engine import quantized, random_model
 
 COMPILER, EMULATOR, SYSROOT = "aarch64-linux-gnu-g++", "qemu-aarch64", "/usr/aarch64-linux-gnu"
 ROWS = ("neon_f32", "neon_i8", "neon_dotprod_i8")
-SNR_F32_DB, SNR_INT8_DB = 100.0, 40.0
+PROGRAMS = ("test_rows", "test_row_extremes")
+# Seen: 123 dB and 127 dB, that is float32 noise of the STFT. Where a libm is another, an activation of int8 may round to its neighbour.
+SNR_F32_DB, SNR_INT8_DB = 110.0, 40.0
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,10 @@ def arm() -> Path:
     for tool in (COMPILER, EMULATOR):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}")
-    return build("aarch64")
+    folder = build("aarch64")
+    done = subprocess.run(["cmake", "--build", folder, "-j", "2", "--target", *PROGRAMS], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    return folder
 
 
 def run(cpu: str, program: Path, *words: object, expect: int = 0) -> str:
