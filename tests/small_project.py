@@ -79,21 +79,21 @@ def make_project(root: Path, model: str = "tiny", **settings: str) -> Project:
     return project
 
 
-def save_random_weights(model: str, path: Path) -> None:
+def save_random_weights(model: str, path: Path, config: str = "tiny") -> None:
     from safetensors.torch import save_file
 
-    save_file(random_weights(model), path)
+    save_file(random_weights(model, config), path)
 
 
-def random_weights(model: str) -> dict:
-    """State dict of configuration `tiny`; LSTMs are strong enough for a lost state to show."""
+def random_weights(model: str, config: str = "tiny") -> dict:
+    """State dict of a configuration; LSTMs are strong enough for a lost state to show."""
     import torch
 
     from edgekit import models
 
     torch.manual_seed(0)
     definition = models.get(model)
-    module = definition.fold(definition.build(models.config(model, "tiny")))
+    module = definition.fold(definition.build(models.config(model, config)))
     return {key: (4 * value if "lstm" in key else value).contiguous().clone() for key, value in module.state_dict().items()}
 
 

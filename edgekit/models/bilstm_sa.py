@@ -141,6 +141,7 @@ CONFIGS = {
     "small_cnn": replace(_SMALL, variant="cnn"),
     "small_all": replace(_SMALL, selected=_SMALL.features, seq=(16, 16)),
     "tiny": _TINY,
+    "tiny_emotions": replace(_TINY, classes=EMOTIONS),
 }
 
 

@@ -3,7 +3,8 @@
 Kirar et al. 2024 name the algorithm and give no equation. This is the zebra optimiser of Trojovská et al. 2022 with the improvements
 that public variants have: a golden-sine step towards the best (Tanyildizi and Demir 2017), and a random newcomer in place of the worst.
 
-An agent is a point of [0, 1]^features; its mask is the k largest coordinates, the earlier of two that are equal. Its fitness, which is
+An agent is a point of [0, 1]^features; its mask is the k largest coordinates. Of equal ones, and clipped ones are, those go first that
+come first in one order drawn at the start: by their number, the first features would always win. Its fitness, which is
 to be small, is 0.99 * (share of wrong answers of a 5-nearest-neighbour vote on a fifth of the examples, by the other four) + 0.01 * k /
 features. A step is taken where it makes an agent better, and all coordinates are clipped to [0, 1]. Iteration t = 0..T-1, r are draws
 of [0, 1), one for each coordinate, best is the fittest agent, I is 1 or 2:
@@ -35,6 +36,7 @@ class Herd:
 
     Args:
         features: [n, f], of comparable scale; classes: [n] integers.
+        count: features of a mask.
     """
 
     def __init__(self, features: Tensor, classes: Tensor, count: int, generator: torch.Generator):
@@ -42,13 +44,14 @@ class Herd:
         held = max(1, round(HELD_OUT * len(order)))
         self.judged, self.known = features[order[:held]], features[order[held:]]
         self.truth, self.answers = classes[order[:held]].long(), classes[order[held:]].long()
+        self.first = torch.randperm(features.shape[1], generator=generator)
         self.count, self.classes = count, int(classes.max()) + 1
         # A vote of the nearer counts a little more, so that there are no ties.
         self.votes = 1 + 1e-3 * torch.arange(min(NEIGHBOURS, len(self.known)), 0, -1, dtype=torch.float64)
 
     def mask(self, agent: Tensor) -> Tensor:
         """int64 [count], ascending."""
-        return agent.argsort(descending=True, stable=True)[: self.count].sort().values
+        return self.first[agent[self.first].argsort(descending=True, stable=True)[: self.count]].sort().values
 
     def fitness(self, agent: Tensor) -> float:
         chosen = self.mask(agent)
