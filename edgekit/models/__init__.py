@@ -63,7 +63,7 @@ CONFIG_NAMES = {
     "attsf": ("default", "ravdess_l2", "ravdess_gat", "iemocap", "iemocap_text", "mosi", "small", "small_l2", "small_gat", "tiny"),
     "aver": ("default", "release", "paper", "small", "tiny"),
     "avtca": ("default", "release", "cremad", "mosei", "small", "tiny"),
-    "bilstm_sa": ("default", "bilstm", "cnn", "small", "small_bilstm", "small_cnn", "small_all", "tiny", "tiny_emotions"),
+    "bilstm_sa": ("default", "bilstm", "cnn", "head", "small", "small_bilstm", "small_cnn", "small_all", "tiny", "tiny_emotions"),
     "dccrn": ("default", "default_causal", "default_chunk", "half", "half_chunk", "tiny", "tiny_causal", "tiny_chunk"),
     "dccrnpp": ("default", "default_causal", "half", "half_causal", "half_causal_chunk", "tiny", "tiny_causal"),
     "jca": ("default", "release", "small", "tiny"),

@@ -5,7 +5,8 @@ selected (zebra.py), brought to tokens in the order of the features, and read by
 The paper's baselines leave the attention out (`bilstm`), or read the selected numbers by convolutions (`cnn`).
 
 The selection is a step of training, between the encoders' own and that of the rest, and sees the train split alone; the checkpoint holds
-it as `select.idx`. `balance` folds it into a loaded model: what is not selected is not computed. Three engines: `image`, `audio`, `head`.
+it as `select.idx`. `balance` folds it into a loaded model: what is not selected is not computed. Three engines: `image`, `audio`, `head`. The configuration
+`head` is the last of them alone, for a checkpoint that was trained on features which something else selected.
 
 Source: Kirar et al. 2024, IJISAE. It gives hardly a size; those here are ours.
 """
@@ -59,6 +60,7 @@ class Config:
         lstm: hidden units of one direction.
         merge: "concat", or "sum" of both directions.
         cnn: channels of the baseline's three convolutions.
+        head_only: without the encoders; the tokens come with the clips, as features `tokens`.
     """
 
     variant: str = "bilstm_sa"
@@ -86,6 +88,7 @@ class Config:
     merge: str = "concat"
     cnn: tuple[int, int, int] = (64, 128, 256)
     dropout: float = 0.3
+    head_only: bool = False
 
     def __post_init__(self):
         tokens, width = self.seq
@@ -136,6 +139,7 @@ CONFIGS = {
     "default": _DEFAULT,
     "bilstm": replace(_DEFAULT, variant="bilstm"),
     "cnn": replace(_DEFAULT, variant="cnn"),
+    "head": replace(_DEFAULT, head_only=True),
     "small": _SMALL,
     "small_bilstm": replace(_SMALL, variant="bilstm"),
     "small_cnn": replace(_SMALL, variant="cnn"),
@@ -185,11 +189,12 @@ class Select(nn.Module):
 class BiLSTMSA(nn.Module):
     def __init__(self, cfg: Config):
         super().__init__()
-        self.variant, self.seq, self.merge = cfg.variant, cfg.seq, cfg.merge
-        self.ae = AutoEncoder(cfg.coefficients * cfg.columns, cfg.hidden, cfg.code)
-        self.resnet = ResNet(cfg.stem, cfg.widths, cfg.blocks)
-        self.scale = Scale(cfg.features)
-        self.select = Select(cfg.selected, cfg.features)
+        self.variant, self.seq, self.merge, self.head_only = cfg.variant, cfg.seq, cfg.merge, cfg.head_only
+        if not cfg.head_only:
+            self.ae = AutoEncoder(cfg.coefficients * cfg.columns, cfg.hidden, cfg.code)
+            self.resnet = ResNet(cfg.stem, cfg.widths, cfg.blocks)
+            self.scale = Scale(cfg.features)
+            self.select = Select(cfg.selected, cfg.features)
         self.dropout = nn.Dropout(cfg.dropout)
         if cfg.variant == "cnn":
             inputs = (1, *cfg.cnn)
@@ -213,11 +218,15 @@ class BiLSTMSA(nn.Module):
         """The encoders' features [n, code] and [n, width], all or the selected ones → logits [n, classes]. Either may have n = 1."""
         n = max(len(audio), len(image))
         x = self.select(self.scale(torch.cat((audio.expand(n, -1), image.expand(n, -1)), 1)))
-        if self.variant == "cnn":
-            return self.fc(self.dropout(self.cnn(x.unsqueeze(1)).mean(2)))
         tokens, width = self.seq
         x = F.pad(x, (0, tokens * width - x.shape[1])) if x.shape[1] < tokens * width else x
-        x = self.rnn(x.unflatten(1, (tokens, width)))[0]
+        return self.classify(x.unflatten(1, (tokens, width)))
+
+    def classify(self, tokens: Tensor) -> Tensor:
+        """[n, *seq] → logits [n, classes]."""
+        if self.variant == "cnn":
+            return self.fc(self.dropout(self.cnn(tokens.flatten(1).unsqueeze(1)).mean(2)))
+        x = self.rnn(tokens)[0]
         if self.merge == "sum":
             x = x[..., : self.rnn.hidden_size] + x[..., self.rnn.hidden_size :]
         x = self.dropout(x)
@@ -239,7 +248,8 @@ def build(cfg: Config) -> BiLSTMSA:
 
 def fold(module: BiLSTMSA) -> BiLSTMSA:
     """Without the auto-encoder's decoder, in place."""
-    module.ae.dec = None
+    if not module.head_only:
+        module.ae.dec = None
     return module
 
 
@@ -252,7 +262,7 @@ def balance(module: BiLSTMSA) -> None:
     Raises:
         CheckpointError: nothing of one of the two is selected, so that an engine would have no output.
     """
-    if module.is_narrow:
+    if module.head_only or module.is_narrow:
         return
     last, chosen = module.ae.enc[2], module.select.idx.tolist()
     heard = [i for i in chosen if i < last.out_features]
@@ -327,6 +337,8 @@ class Audio(nn.Module):
 
 
 class Head(nn.Module):
+    head, classify = BiLSTMSA.head, BiLSTMSA.classify
+
     def __init__(self, model: BiLSTMSA):
         super().__init__()
         self.variant, self.seq, self.merge = model.variant, model.seq, model.merge
@@ -335,11 +347,18 @@ class Head(nn.Module):
                 self.add_module(name, child)
 
     def forward(self, audio_feature: Tensor, image_feature: Tensor) -> tuple[Tensor]:
-        return (BiLSTMSA.head(self, audio_feature, image_feature),)
+        return (self.head(audio_feature, image_feature),)
+
+
+class Alone(Head):
+    def forward(self, tokens: Tensor) -> tuple[Tensor]:
+        return (self.classify(tokens),)
 
 
 def engines(module: BiLSTMSA, cfg: Config) -> list[Engine]:
     """The picture's feature, the sound's, and the rest. Widths come from the module: only what is selected, and it may be pruned."""
+    if cfg.head_only:
+        return [Engine("head", Alone(module), {"tokens": (1, *cfg.seq)}, {OUTPUT: (1, len(cfg.classes))})]
     audio, image = module.ae.enc[2].out_features, module.resnet.features
     return [
         Engine("image", Image(module), {"image": (1, 3, cfg.image, cfg.image)}, {"image_feature": (1, image)}),
@@ -351,23 +370,29 @@ def engines(module: BiLSTMSA, cfg: Config) -> list[Engine]:
 def flow(cfg: Config) -> dict:
     """How the engines make one utterance's answer, and what the host does around them."""
     window_s = cfg.samples / cfg.sample_rate_hz
-    return {
-        "inputs": {
+    if cfg.head_only:
+        inputs = {"tokens": {"shape": list(cfg.seq), "dtype": "float32"}}
+        steps = [{"engine": "head", "feed": {"tokens": "tokens"}, "give": {OUTPUT: OUTPUT}}]
+    else:
+        inputs = {
             "video": {"shape": [3, cfg.image, cfg.image], "dtype": "float32"},
             "mfcc": {"shape": [cfg.coefficients, cfg.columns], "dtype": "float32"},
-        },
-        "steps": [
+        }
+        steps = [
             {"engine": "image", "feed": {"image": "video"}, "give": {"image_feature": "image_feature"}},
             {"engine": "audio", "feed": {"mfcc": "mfcc"}, "give": {"audio_feature": "audio_feature"}},
             {"engine": "head", "feed": {"audio_feature": "audio_feature", "image_feature": "image_feature"}, "give": {OUTPUT: OUTPUT}},
-        ],
+        ]
+    return {
+        "inputs": inputs,
+        "steps": steps,
         "outputs": [OUTPUT],
         "primary": OUTPUT,
         "task": "classes",
         "classes": list(cfg.classes),
         "window_s": window_s,
         # The whole utterance goes into every engine, once.
-        "rates_hz": dict.fromkeys(("image", "audio", "head"), 1 / window_s),
+        "rates_hz": {step["engine"]: 1 / window_s for step in steps},
         "host_steps": [{"step": "preprocess", "spec": "preprocess.json"}],
     }
 
@@ -375,17 +400,22 @@ def flow(cfg: Config) -> dict:
 def io_spec(cfg: Config) -> dict:
     """Units and meaning of what goes in and comes out; shapes are the engines'."""
     unit = "(MFCC − mean) / std, by coefficient" if cfg.mfcc_mean else "MFCC"
+    inputs: dict = {
+        "video": {"unit": "(pixel 0..255 − mean) / std of the mean frame", "axes": ["colour", "height", "width"]},
+        "mfcc": {"unit": unit, "axes": ["coefficient", "column"], "sample_rate_hz": cfg.sample_rate_hz},
+    }
+    if cfg.head_only:
+        inputs = {"tokens": {"unit": "(feature − mean) / std", "axes": ["token", "feature"]}}
     return {
-        "inputs": {
-            "video": {"unit": "(pixel 0..255 − mean) / std of the mean frame", "axes": ["colour", "height", "width"]},
-            "mfcc": {"unit": unit, "axes": ["coefficient", "column"], "sample_rate_hz": cfg.sample_rate_hz},
-        },
+        "inputs": inputs,
         "outputs": {OUTPUT: {"unit": "logit", "axes": ["class"], "meaning": ", ".join(cfg.classes)}},
     }
 
 
 def preprocess_spec(cfg: Config) -> dict:
     """preprocess.json: one picture, the mean of the frames; MFCCs of the sound without its steady noise, at one loudness."""
+    if cfg.head_only:
+        return {"features": {"tokens": {"per": "clip", "rows": cfg.seq[0], "dim": cfg.seq[1], "mean": 0.0, "std": 1.0}}}
     mfcc = {
         "kind": "mfcc", "per": "clip", "samples": cfg.samples, "fit": "center", "frames": cfg.columns,
         "n_mfcc": cfg.coefficients, "n_mels": 128, "n_fft": cfg.n_fft, "hop_length": cfg.hop, "win_length": cfg.window, "window": "hann",
@@ -411,10 +441,12 @@ def preprocess_spec(cfg: Config) -> dict:
 
 
 def train_forward(module: BiLSTMSA, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """{"mfcc" or "audio_feature", "video" or "image_feature"} → {"emotion": [n, classes]}.
+    """{"mfcc" or "audio_feature", "video" or "image_feature"}, or {"tokens"} → {"emotion": [n, classes]}.
 
     A modality given with n = 1 is shared by all samples: a silenced one need not be encoded n times.
     """
+    if module.head_only:
+        return {OUTPUT: module.classify(batch["tokens"])}
     batch = encode(module, batch)
     return {OUTPUT: module.head(batch["audio_feature"], batch["image_feature"])}
 
@@ -437,6 +469,8 @@ def select(module: BiLSTMSA, bank: ClipBank, seed: int) -> None:
     Raises:
         DataError: the clips have no class of each.
     """
+    if module.head_only:
+        return
     if OUTPUT not in bank.labels:
         raise DataError(f"features are selected by their classes, and the clips have no label `{OUTPUT}`", "name a column of labels.csv so")
     module.eval()
@@ -507,12 +541,13 @@ class AudioTower(nn.Module):
 
 def towers(module: BiLSTMSA) -> dict[str, nn.Module]:
     """What is trained alone first: the encoders, which then stand in `module` as trained."""
-    return {"video": ImageTower(module), "audio": AudioTower(module)}
+    return {} if module.head_only else {"video": ImageTower(module), "audio": AudioTower(module)}
 
 
 def for_training(module: BiLSTMSA) -> BiLSTMSA:
     """Laid out for the fastest training on a CPU."""
-    module.resnet.to(memory_format=torch.channels_last)
+    if not module.head_only:
+        module.resnet.to(memory_format=torch.channels_last)
     return module
 
 
@@ -530,9 +565,13 @@ UNPRUNABLE = {
 
 def prune_groups(module: BiLSTMSA, cfg: Config) -> list[Group]:
     """What can be removed, in the order of its layers. Widths come from the module, since it may be pruned."""
-    hidden = module.ae.enc[0].out_features
-    made = [Slice("ae.enc.0", name, 0, "out") for name in ("weight", "bias")]
-    found = [*resnet50.prune_groups(module.resnet, "resnet."), one_axis("ae.enc.0", "ffn_units", hidden, [*made, Slice("ae.enc.2", "weight", 1, "in")])]
+    found: list[Group] = []
+    if not module.head_only:
+        made = [Slice("ae.enc.0", name, 0, "out") for name in ("weight", "bias")]
+        found = [
+            *resnet50.prune_groups(module.resnet, "resnet."),
+            one_axis("ae.enc.0", "ffn_units", module.ae.enc[0].out_features, [*made, Slice("ae.enc.2", "weight", 1, "in")]),
+        ]
     if module.variant == "cnn":
         return [*found, *_cnn_groups(module)]
     if module.variant == "bilstm":

@@ -312,6 +312,27 @@ def test_a_tiny_deviation_is_clamped():
     assert (state["scale.std"] == bilstm_sa.MIN_STD).all()
 
 
+def test_a_head_alone_takes_tokens_that_something_else_selected(tmp_path):
+    cfg = replace(TINY, head_only=True)
+    torch.save({k: v for k, v in whole().state_dict().items() if not k.startswith(("ae.", "resnet.", "scale.", "select."))}, tmp_path / "head.pth")
+    head = bilstm_sa.fold(bilstm_sa.build(cfg)).eval()
+    assert checkpoint.load_into(head, bilstm_sa.normalize_keys(checkpoint.read_state(tmp_path / "head.pth"), cfg), tmp_path) == []
+    bilstm_sa.balance(head)
+    assert count(head) == 7_587 and bilstm_sa.towers(head) == {} and [g.name for g in bilstm_sa.prune_groups(head, cfg)] == ["attn"]
+    seen = []
+    hook = model().rnn.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.inference_mode():
+        expected = model()(**window())
+    hook.remove()
+    clip = Clip("c", np.zeros((1, 2, 2, 3), np.uint8), 25.0, np.ones(9, np.int16), 16_000, {}, {}, features={"tokens": seen[0][0].numpy()})
+    inputs = preprocess(bilstm_sa.preprocess_spec(cfg), clip)
+    got = run_flow(bilstm_sa.flow(cfg), {e.name: torch_session(e) for e in bilstm_sa.engines(head, cfg)}, inputs)
+    assert set(bilstm_sa.io_spec(cfg)["inputs"]) == set(bilstm_sa.flow(cfg)["inputs"]) == {"tokens"}
+    assert np.allclose(got["emotion"], expected[0].numpy(), atol=1e-5)
+    assert is_close(bilstm_sa.train_forward(head, {"tokens": seen[0]})["emotion"], expected)
+    assert count(bilstm_sa.build(bilstm_sa.CONFIGS["head"])) == 429_315
+
+
 # --- engines ---
 
 
