@@ -313,17 +313,26 @@ def train(recipe: Annotated[list[str], typer.Argument(metavar="TRAINING|KEY.PATH
 
 @command(app)
 def bench(recipe: OneRecipeAndOverrides, threads: Annotated[int, typer.Option(help="CPU threads of everything measured.", min=1)] = 2,
-          runs: Annotated[int, typer.Option(help="Interleaved runs; the median counts.", min=1)] = 5,
+          runs: Annotated[int, typer.Option(help="Interleaved runs; the median counts.", min=1)] = 7,
           random_weights: Annotated[bool, typer.Option("--random-weights", help="Seeded random weights instead of the checkpoint: speed only.")] = False,
           cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
-    """Time a recipe's artifact on this machine against torch, ONNX Runtime and its runtime's own float and INT8."""
+    """Time a recipe's artifact on this machine against torch, ONNX Runtime and its runtime's own float and INT8.
+
+    Of the native engine, on 1 to THREADS threads, against every framework's graphs; the recipe has to be built.
+    """
     from edgekit import console
-    from edgekit.bench import latency
+    from edgekit.bench import denoise, denoise_page, latency
     from edgekit.recipe import load_recipe
 
     progress.set_quiet(quiet or as_json)
     path, overrides = _one(*_split(recipe))
     loaded = load_recipe(path, overrides, cache)
+    if denoise.serves(loaded):
+        if random_weights:
+            raise UsageError("--random-weights: INT8 of the native engine is measured on the weight file that the build made", "leave it out")
+        result = denoise.run(loaded, range(1, threads + 1), runs, out=Path("build/bench"))
+        print("\n".join(map(json.dumps, result["rows"])) if as_json else denoise_page.tables(result))
+        return
     if random_weights:
         checkpoint = latency.random_checkpoint(loaded.load.model, loaded.load.config, cache / "bench").absolute()
         loaded = load_recipe(path, [*overrides, f"load.checkpoint={checkpoint}"], cache)
