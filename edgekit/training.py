@@ -7,6 +7,7 @@ augmentation come from a generator seeded by (seed, epoch), so a resumed run equ
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -330,6 +331,12 @@ class Phase(Schema):
     final_lr: float = Field(0.03, ge=0, le=1)
 
 
+class QuantizeAware(Phase):
+    """A last phase with activations rounded as INT8 will round them, so that the weights come to rest where that costs little."""
+
+    layers: tuple[str, ...] = Field(min_length=1, description="whose outputs are rounded: globs over module paths, such as `encoder.*`")
+
+
 class TrainRecipe(Schema):
     """`edgekit train`: how a float checkpoint comes about."""
 
@@ -340,6 +347,7 @@ class TrainRecipe(Schema):
     validate_clips: int = Field(128, ge=2, description="clips of the calibration split to watch the error on; never trained on")
     towers: dict[str, tuple[Phase, ...]] = Field({}, description="encoders to be trained alone first, on their own labels; phase by phase")
     joint: Phase
+    quantize_aware: QuantizeAware | None = Field(None, description="after `joint`, with rounded activations")
     modality: Literal["both", "audio", "video"] = "both"
     init: str | None = Field(None, min_length=1, description="checkpoint whose weights stand in wherever name and shape are the same, relative to this file")
     frozen_encoders: bool = Field(False, description="train what follows the encoders only, on what they give for the clips as they are")
@@ -420,6 +428,12 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
     if hasattr(definition, "select"):
         definition.select(module, bank.silenced(bank.silent(recipe.modality)), recipe.seed)
     run(recipe.modality, module, definition.train_forward, joint, scratch / f"{recipe.modality}-{key[:8]}", bank, watch, augmented=None if recipe.frozen_encoders else augmented)
+    if recipe.quantize_aware is not None:
+        phase = recipe.quantize_aware
+        schedule = Schedule(**phase.model_dump(exclude={"layers"}), modality=recipe.modality, seed=recipe.seed + 1)
+        folder = scratch / f"aware-{sha256_of({'after': key, 'schedule': asdict(schedule), 'layers': phase.layers})[:8]}"
+        with rounded_outputs(module, phase.layers, read.where("quantize_aware.layers")):
+            run("quantize-aware", module, definition.train_forward, schedule, folder, bank, watch, augmented=None if recipe.frozen_encoders else augmented)
     if recipe.significant_bits is not None:
         round_weights(module, recipe.significant_bits)
     save_checkpoint(module, out, {
@@ -468,6 +482,46 @@ def _read_log(folder: Path) -> list[dict]:
         except ValueError:
             continue
     return rows
+
+
+@contextlib.contextmanager
+def rounded_outputs(module: nn.Module, layers: Iterable[str], where: str = "layers") -> Iterator[None]:
+    """While training, the outputs of some layers are rounded to 255 values, symmetric, one scale a tensor; gradients pass as if they were not.
+
+    The scale follows the 99.99th percentile of what the layer gives, as an INT8 range would: what is larger is clipped.
+
+    Raises:
+        RecipeError: a glob that matches no layer.
+    """
+    from fnmatch import fnmatchcase
+
+
+    chosen = {path: sub for path, sub in module.named_modules() for pattern in layers if fnmatchcase(path, pattern)}
+    for pattern in layers:
+        if not any(fnmatchcase(path, pattern) for path in chosen):
+            raise RecipeError(f"{where}: `{pattern}` matches no layer", f"for example `{next(path for path, _ in module.named_children())}`")
+    ranges: dict[str, float] = {}
+
+    def rounding(path: str) -> Callable:
+        def hook(sub: nn.Module, inputs: Any, y: Tensor) -> Tensor | None:
+            if not sub.training:
+                return None
+            values = y.detach().float()
+            some = values.flatten()[:: max(1, values.numel() // 500_000)].abs()
+            seen = some.kthvalue(max(1, round(0.9999 * some.numel()))).values.item()
+            ranges[path] = seen if path not in ranges else 0.98 * ranges[path] + 0.02 * seen
+            step = max(ranges[path], 1e-12) / 127
+            rounded = (values / step).round().clamp(-127, 127) * step
+            return y + (rounded - values).to(y.dtype)
+
+        return hook
+
+    handles = [sub.register_forward_hook(rounding(path)) for path, sub in chosen.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def round_weights(module: nn.Module, bits: int) -> None:

@@ -523,7 +523,7 @@ def test_a_model_may_select_by_the_training_clips_between_its_towers_and_the_res
     [
         ({"model": "tinny"}, r"toy.yaml:1: unknown model `tinny`\n  hint: did you mean `tiny`"),
         ({"config": "large"}, r"toy.yaml:2: model `tiny` has no configuration `large`"),
-        ({"out": "toy.pt"}, r"toy.yaml:6: `out` must be a file that ends in .safetensors, got `toy.pt`"),
+        ({"out": "toy.pt"}, r"toy.yaml:6: `out` must be a file that ends in .safetensors or .safetensors.xz, got `toy.pt`"),
         ({"towers": "{ears: [{epochs: 1, lr: 0.1}]}"}, r"toy.yaml:7: model `tiny` has no tower `ears`"),
         ({"model": "mhlt", "towers": "{vido: [{epochs: 1, lr: 0.1}]}"}, r"toy.yaml:7: model `mhlt` has no tower `vido`\n  hint: did you mean `video`"),
         ({"modality": "audio"}, r"toy.yaml:7: model `tiny` has no input left with `modality: audio`"),
@@ -571,3 +571,49 @@ def test_what_frozen_encoders_give_stands_in_place_of_what_they_read(bank):
     for inputs, _ in coded.batches(8, torch.arange(len(coded)), coded.inputs):
         (inputs["silence"] @ weight + inputs["bright"].mean()).sum().backward()
     assert weight.grad is not None and scale.grad is None
+
+
+# --------------------------------------------------------------------------- what is saved small, and what is trained for INT8
+
+
+def test_rounded_outputs_have_255_values_while_training_and_gradients_pass():
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU())
+    x = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    plain = module.eval()(x)
+    with training.rounded_outputs(module, ["1"]):
+        assert torch.equal(module.eval()(x), plain)
+        rounded = module.train()(x)
+        rounded.sum().backward()
+    assert len(rounded.unique()) <= 128 and len(plain.unique()) > 10_000  # 128: a ReLU's outputs have no negative half
+    step = plain.flatten().abs().kthvalue(round(0.9999 * plain.numel())).values / 127
+    inside = plain < 127 * step
+    assert (rounded - plain)[inside].abs().max() <= 0.5001 * step
+    weight = torch.autograd.grad(plain.sum(), module[0].weight)[0]
+    assert torch.allclose(module[0].weight.grad, weight)
+    assert torch.equal(module.train()(x), plain), "nothing is left behind"
+
+
+def test_layers_to_round_that_are_not_there_are_refused():
+    with pytest.raises(RecipeError, match=r"here: `decoder\.\*` matches no layer"), training.rounded_outputs(torch.nn.Sequential(torch.nn.ReLU()), ["0", "decoder.*"], "here"):
+        pass
+
+
+@pytest.mark.parametrize("bits", [4, 7, 11])
+def test_rounded_weights_have_so_many_significant_bits(bits):
+    module = torch.nn.Linear(50, 50)
+    before, bias = module.weight.detach().clone(), module.bias.detach().clone()
+    training.round_weights(module, bits)
+    mantissa = torch.frexp(module.weight.detach())[0] * 2**bits
+    assert torch.equal(mantissa, mantissa.round()) and torch.equal(module.bias, bias)
+    assert ((module.weight - before).abs() <= before.abs() * 2.0**-bits).all()
+
+
+def test_a_checkpoint_may_be_packed(tmp_path):
+    module = torch.nn.Linear(64, 64)
+    training.round_weights(module, 6)
+    for name in ("plain.safetensors", "packed.safetensors.xz"):
+        training.save_checkpoint(module, tmp_path / name, {"trained_by": "a test"})
+    plain, packed = (checkpoint.read_state(tmp_path / name) for name in ("plain.safetensors", "packed.safetensors.xz"))
+    assert all(torch.equal(plain[key], packed[key]) for key in plain) and set(plain) == set(packed)
+    assert (tmp_path / "packed.safetensors.xz").stat().st_size < 0.75 * (tmp_path / "plain.safetensors").stat().st_size
+    assert (tmp_path / "packed.json").is_file() and checkpoint.provenance_of(tmp_path / "packed.safetensors.xz") == tmp_path / "packed.json"

@@ -200,3 +200,21 @@ def test_a_refused_checkpoint_leaves_the_module_as_it_was(tmp_path):
     with pytest.raises(CheckpointError):
         checkpoint.load_into(module, {**{k: v + 1 for k, v in STATE.items()}, "2.bias": torch.full((5,), float("nan"))}, tmp_path)
     assert all(torch.equal(module.state_dict()[k], v) for k, v in STATE.items())
+
+
+def test_a_packed_checkpoint_that_is_cut_off_or_a_bomb_is_refused(tmp_path, monkeypatch):
+    import lzma
+
+    from safetensors.torch import save
+
+    whole = checkpoint.pack(save({"weight": torch.randn(64, 64).half()}))
+    path = tmp_path / "x.safetensors.xz"
+    for broken in (whole[:-20], whole[:100], b"not xz at all", lzma.compress(b"no safetensors"), whole[:200] + bytes(50) + whole[250:]):
+        path.write_bytes(broken)
+        with pytest.raises(CheckpointError, match=r"x\.safetensors\.xz: not a whole \.safetensors\.xz"):
+            checkpoint.read_state(path)
+    monkeypatch.setattr(checkpoint, "MAX_UNPACKED", 1 << 20)
+    path.write_bytes(lzma.compress(bytes(1 << 22)))
+    assert path.stat().st_size < 1000
+    with pytest.raises(CheckpointError, match="unpacks to more than"):
+        checkpoint.read_state(path)
