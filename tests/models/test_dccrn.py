@@ -185,7 +185,7 @@ def test_a_pruned_network_still_streams():
 
 def test_new_mixtures_hold_the_batch_s_speech_and_somebody_s_noise():
     generator = torch.Generator().manual_seed(1)
-    clean, noise = torch.randn(4, 30_000) * 0.1, torch.randn(4, 30_000) * 0.05
+    clean, noise = torch.randn(4, 24_400) * 0.1, torch.randn(4, 24_400) * 0.05
     batch, labels = dccrn.remix({"wave": clean + noise}, {"speech": clean}, generator)
     assert batch["wave"].shape == labels["speech"].shape == (4, dccrn.CROP)
     for mixture, speech in zip(batch["wave"], labels["speech"], strict=True):
