@@ -9,11 +9,12 @@ from pathlib import Path
 
 from edgekit import document
 from edgekit.errors import UsageError
+from edgekit.models.checkpoint import provenance_of
 from edgekit.recipe import SCHEMA_PATH
 from edgekit.target import load_target
 
 TEMPLATE = Path(__file__).parent / "templates" / "recipe.yaml"
-CHECKPOINT = "checkpoints/mhlt_small.safetensors"
+CHECKPOINT = "checkpoints/mhlt_small.safetensors.xz"
 
 
 def write_recipe(path: Path, target: str = "jetson_xavier") -> list[Path]:
@@ -49,7 +50,7 @@ def _place_checkpoint(folder: Path) -> list[Path]:
     if shipped is None or _is_near(folder, shipped / CHECKPOINT):
         return []
     written = []
-    for source in (shipped / CHECKPOINT, (shipped / CHECKPOINT).with_suffix(".json")):
+    for source in (shipped / CHECKPOINT, provenance_of(shipped / CHECKPOINT)):
         copy = folder / "checkpoints" / source.name
         if source.is_file() and not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)

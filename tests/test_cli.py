@@ -262,7 +262,7 @@ def test_new_writes_a_commented_recipe_that_loads_and_completes(run, workspace):
     assert first.startswith("# yaml-language-server: $schema=") and Path(first.partition("=")[2]).is_file()
     recipe = load_recipe("mine/my car.yaml")
     assert recipe.name == "my_car" and recipe.target == "jetson_xavier"
-    if (ROOT / "recipes/checkpoints/mhlt_small.safetensors").exists():
+    if (ROOT / "recipes/checkpoints/mhlt_small.safetensors.xz").exists():
         assert recipe.file("load.checkpoint").is_file()
 
 

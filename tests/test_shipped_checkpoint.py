@@ -1,4 +1,4 @@
-"""What is claimed of recipes/checkpoints/mhlt_small.safetensors, measured again on held-out clips.
+"""What is claimed of recipes/checkpoints/mhlt_small.safetensors.xz, measured again on held-out clips.
 
 Slow: the controls train MHLT anew on one modality (half an hour), and clips are rendered. The quick
 part of the claim, that the checkpoint loads and is what its provenance says, runs always.
@@ -18,7 +18,7 @@ from edgekit.models import checkpoint, mhlt
 from edgekit.training import ClipBank, Schedule, predict, train, train_from_file
 
 ROOT = Path(__file__).resolve().parents[1]
-CHECKPOINT = ROOT / "recipes/checkpoints/mhlt_small.safetensors"
+CHECKPOINT = ROOT / "recipes/checkpoints/mhlt_small.safetensors.xz"
 TRAINING = ROOT / "recipes/training/mhlt_small.yaml"
 
 
@@ -45,7 +45,7 @@ def held_out(cache_root) -> ClipBank:
 
 
 def test_it_is_the_file_that_its_provenance_describes():
-    provenance = json.loads(CHECKPOINT.with_suffix(".json").read_text())
+    provenance = json.loads(checkpoint.provenance_of(CHECKPOINT).read_text())
     assert provenance["sha256"] == hash_file(CHECKPOINT)
     assert provenance["recipe"]["model"] == "mhlt" and provenance["recipe"]["config"] == "small"
 
@@ -66,7 +66,7 @@ def test_its_error_is_at_most_half_of_the_best_constants_and_not_trivial(held_ou
 
 @pytest.mark.slow
 def test_three_more_epochs_change_its_error_by_less_than_0_003(held_out, cache_root, tmp_path):
-    recipe = json.loads(CHECKPOINT.with_suffix(".json").read_text())["recipe"]
+    recipe = json.loads(checkpoint.provenance_of(CHECKPOINT).read_text())["recipe"]
     joint = recipe["joint"]
     bank = ClipBank(open_dataset("synthetic_av", "train", recipe["clips"], ROOT / "recipes", cache_root), mhlt.preprocess_spec(mhlt.CONFIGS["small"]))
     module = load(CHECKPOINT)

@@ -221,7 +221,7 @@ def mhlt() -> Subject:
 
     folder = _new_folder("mhlt")
     config = definition.CONFIGS["small"]
-    path = ROOT / "recipes/checkpoints/mhlt_small.safetensors"
+    path = ROOT / "recipes/checkpoints/mhlt_small.safetensors.xz"
     module = definition.fold(definition.build(config)).eval()
     checkpoint.load_into(module, definition.normalize_keys(checkpoint.read_state(path), config), path, definition.OPTIONAL_KEYS)
 

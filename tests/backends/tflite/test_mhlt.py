@@ -18,7 +18,7 @@ from tests.backends.tflite.nets import onnx_run, ops_of, sqnr_db, tflite_run, ty
 pytest.importorskip("ai_edge_litert")
 
 ROOT = Path(__file__).parents[3]
-CHECKPOINT = ROOT / "recipes/checkpoints/mhlt_small.safetensors"
+CHECKPOINT = ROOT / "recipes/checkpoints/mhlt_small.safetensors.xz"
 TARGET = load_target("raspberry_pi5", ROOT).spec()
 pytestmark = pytest.mark.slow
 
