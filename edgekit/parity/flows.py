@@ -398,12 +398,12 @@ def _with_scales(folder: Path, spec: Mapping[str, Any]) -> bytes:
     import onnx_ir as ir
 
     from edgekit import graph, qdq
-    from edgekit.backends import tensorrt
+    from edgekit.backends.tensorrt import cache
     from edgekit.quant import Numbers, Range
 
     numbers = Numbers.from_target(spec["numbers"])
     model = graph.load(folder / "model.onnx")
-    _, scales = tensorrt.read_cache((folder / "calibration.cache").read_text(encoding="utf-8"), f"{folder.name}/calibration.cache")
+    _, scales = cache.read_cache((folder / "calibration.cache").read_text(encoding="utf-8"), f"{folder.name}/calibration.cache")
     is_int8 = {name for name, precision in read_json(folder / "precisions.json").items() if precision == "int8"}
     skip = {node.name: "not INT8 in precisions.json" for node in model.graph if node.op_type in graph.MAC_OPS and node.name not in is_int8}
     ops = {op: rule for op, rule in spec["ops"].items() if rule.get("int8") or "." in op}

@@ -1,14 +1,8 @@
-"""TensorRT 8.5: the build kit for a device that builds its own engines.
+"""The build kit for TensorRT 8.5, for a device that builds its own engines.
 
-TensorRT 8.5 reads scales from a calibration cache, a text file:
-
-    TRT-8502-EntropyCalibration2
-    <tensor name>: <8 hex digits of the big-endian float32 scale>
-
-with scale = max|x| / 127 for activations. Weights get their scales inside TensorRT. trtexec takes
-the cache by `--calib`, but when the file is missing it calibrates on noise without a word, and a
-tensor without a scale quietly sends its layers back to float. So `build.sh` checks files before and
-the log after, and an engine gets its name only when both are in order.
+trtexec takes the calibration cache by `--calib`, but when the file is missing it calibrates on noise
+without a word, and a tensor without a scale quietly sends its layers back to float. So `build.sh`
+checks files before and the log after, and an engine gets its name only when both are in order.
 
 Sources: NVIDIA/TensorRT tag 8.5.2, samples/common/{sampleOptions,sampleEngines}.cpp, logging.h.
 """
@@ -16,118 +10,14 @@ Sources: NVIDIA/TensorRT tag 8.5.2, samples/common/{sampleOptions,sampleEngines}
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from edgekit.backends import EngineKit, Kit
-from edgekit.errors import DataError, EdgekitError
+from edgekit.backends.tensorrt.cache import CACHE_NAME, SAFE_NAME, check_cache, version_number, write_cache
+from edgekit.errors import EdgekitError
 from edgekit.formats import write_json
-
-CACHE_NAME = "calibration.cache"
-ALGORITHM = "EntropyCalibration2"
-# What trtexec and the cache can hold: they split on `,` `:` and `=`, and sh on everything else.
-SAFE_NAME = re.compile(r"[A-Za-z0-9_./-]+")
-_HEADER = re.compile(r"TRT-(\d{4,6})-(\w+)")
-_LINE = re.compile(r"(.+): ([0-9a-f]{8})")
-
-
-EXECUTES = False
-
-
-def versions(target: Mapping[str, Any]) -> dict[str, str | None]:
-    """None on the host: the engine is built on the device."""
-    return {}
-
-
-def problems(target: Mapping[str, Any]) -> list[str]:
-    found = []
-    if not str(target["runtime"]["version"]).startswith("8.5."):
-        found.append(f"TensorRT {target['runtime']['version']}: only the 8.5 build kit exists")
-    if target["build_on"] != "device":
-        found.append(f"build_on: {target['build_on']}: the 8.5 kit is built on the device")
-    return found
-
-
-def version_number(version: str) -> str:
-    """`8.5.2` -> `8502`: major * 1000 + minor * 100 + patch, as TensorRT prints it."""
-    major, minor, patch = (int(part) for part in version.split(".")[:3])
-    return str(major * 1000 + minor * 100 + patch)
-
-
-# --------------------------------------------------------------------------- calibration cache
-
-
-def write_cache(scales: Mapping[str, float], version: str) -> str:
-    """The text of a calibration cache, in the order given.
-
-    Raises:
-        DataError: a name that the format cannot hold, or a scale that is not a positive number.
-    """
-    lines = [f"TRT-{version}-{ALGORITHM}"]
-    for name, scale in scales.items():
-        if not SAFE_NAME.fullmatch(name):
-            raise DataError(f"{CACHE_NAME}: tensor name `{name}` cannot be written", "names are made of A-Z a-z 0-9 _ . / -")
-        # struct rounds to float32; a scale must survive that as a positive, finite number
-        try:
-            packed = struct.pack("!f", scale)
-        except OverflowError:
-            packed = struct.pack("!f", float("inf"))
-        if not 0 < struct.unpack("!f", packed)[0] < float("inf"):
-            raise DataError(f"{CACHE_NAME}: scale {scale} of `{name}` is not a positive float32")
-        lines.append(f"{name}: {packed.hex()}")
-    return "\n".join(lines) + "\n"
-
-
-def read_cache(text: str, where: str = CACHE_NAME) -> tuple[str, dict[str, float]]:
-    """(TensorRT version such as `8502`, {tensor: scale}) of a cache's text.
-
-    Raises:
-        DataError: it is not a cache; the message has the line number.
-    """
-    lines = text.split("\n")
-    header = _HEADER.fullmatch(lines[0])
-    if header is None or header[2] != ALGORITHM:
-        raise DataError(f"{where}:1: `{lines[0][:60]}` is not the header of a cache", f"expected TRT-<version>-{ALGORITHM}")
-    if lines[-1] != "":
-        raise DataError(f"{where}:{len(lines)}: the last line has no end", "the file is cut off")
-    scales: dict[str, float] = {}
-    for number, line in enumerate(lines[1:-1], start=2):
-        match = _LINE.fullmatch(line)
-        if match is None:
-            raise DataError(f"{where}:{number}: `{line[:60]}` is not `name: 8 hex digits`")
-        scale = struct.unpack("!f", bytes.fromhex(match[2]))[0]
-        if not 0 < scale < float("inf"):
-            raise DataError(f"{where}:{number}: scale {scale} of `{match[1]}` is not a positive number")
-        if match[1] in scales:
-            raise DataError(f"{where}:{number}: `{match[1]}` stands here twice")
-        scales[match[1]] = scale
-    return header[1], scales
-
-
-def check_cache(text: str, version: str, tensors: Mapping[str, Any] | list[str], where: str = CACHE_NAME) -> None:
-    """Refuse a cache of another version, or without a scale for one of `tensors`.
-
-    Raises:
-        DataError: says which.
-    """
-    found, scales = read_cache(text, where)
-    if found != version:
-        raise DataError(f"{where}:1: made for TensorRT {found}, expected {version}")
-    missing = [name for name in tensors if name not in scales]
-    if missing:
-        raise DataError(f"{where}: no scale for {len(missing)} tensors, the first is `{missing[0]}`")
-
-
-# --------------------------------------------------------------------------- the kit
-
-
-def coverage(folder: Path, engine: EngineKit, target: Mapping[str, Any]) -> None:
-    """Nothing is built here, so nothing can be read."""
-    return None
 
 
 def compile(kit: Kit, out: Path) -> None:

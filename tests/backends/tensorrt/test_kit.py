@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from edgekit.backends import EngineKit, Kit, tensorrt
+from edgekit.backends.tensorrt import cache
 from edgekit.errors import EdgekitError
 from edgekit.quant import Range
 from edgekit.target import load_target
 
-TARGET = load_target("jetson_xavier", Path(__file__).parents[2]).spec()
+TARGET = load_target("jetson_xavier", Path(__file__).parents[3]).spec()
 
 FAKE = r"""#!/bin/sh
 # Behaves like trtexec of 8.5.2 as far as build.sh can see it. $MODE says what goes wrong.
@@ -104,7 +105,7 @@ def test_trtexec_gets_exactly_the_flags_of_build_json(kit):
 
 
 def test_the_kit_holds_scales_by_max_abs_over_127(kit):
-    version, scales = tensorrt.read_cache((kit / "engines/encoder/calibration.cache").read_text())
+    version, scales = cache.read_cache((kit / "engines/encoder/calibration.cache").read_text())
     assert version == "8502"
     assert scales == {"x": pytest.approx(0.02), "encoder/Conv_out": pytest.approx(6 / 127)}
     assert json.loads((kit / "engines/encoder/precisions.json").read_text()) == {

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.backends.tensorrt import check_cache, read_cache, version_number, write_cache
+from edgekit.backends.tensorrt.cache import check_cache, read_cache, version_number, write_cache
 from edgekit.errors import DataError
 
 names = st.from_regex(r"[A-Za-z0-9_./-]{1,40}", fullmatch=True)
