@@ -1,4 +1,5 @@
 # make demo    everything from a bare machine to a bundle in build/mhlt_xavier/
+# make systems every recipe of every system, and what each was measured to be worth: seconds each where the cache is warm
 # make test    the tests, without network
 PYTHON ?= python3
 # CPU wheels keep the environment at 2 GB; a plain `torch` may pull in gigabytes of CUDA.
@@ -11,11 +12,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo venv test test-slow lint clean
+# make systems INTO=docs/systems.md puts the table there
+SYSTEMS := $(sort $(wildcard recipes/*.yaml))
+INTO ?=
+
+.PHONY: demo systems venv test test-slow lint clean
 
 demo: venv
 	$(BIN)/edgekit build $(RECIPE)
 	$(BIN)/edgekit inspect build/$(basename $(notdir $(RECIPE)))
+
+# A recipe that cannot be built here, or misses a gate, is told and fails at the end; the table is of all that have a report.
+systems: venv
+	$(BIN)/edgekit build $(SYSTEMS); failed=$$?; \
+	$(BIN)/edgekit systems $$(ls $(SYSTEMS:recipes/%.yaml=build/%/report.json) 2>/dev/null) $(if $(INTO),--into $(INTO)); exit $$failed
 
 venv: $(READY)
 

@@ -344,6 +344,26 @@ def bench(recipe: OneRecipeAndOverrides, threads: Annotated[int, typer.Option(he
 
 
 @command(app)
+def systems(reports: Annotated[list[Path], typer.Argument(metavar="BUNDLE|report.json...", help="What was built: folders in build/, or their reports.")],
+            markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+            into: Annotated[Path | None, typer.Option("--into", help="Put the tables into this page, between its marks.")] = None, as_json: Json = False) -> None:  # fmt: skip
+    """Show what was measured of many builds in one table for each task."""
+    from edgekit import console
+    from edgekit import systems as tables
+
+    groups = tables.grouped(tables.read(reports))
+    if into is not None:
+        tables.embed(groups, into)
+    if as_json:
+        for group in groups:
+            print("\n".join(json.dumps(row, ensure_ascii=False) for row in tables.to_json(group)))
+    elif markdown:
+        print(tables.markdown(groups), end="")
+    else:
+        console.show_systems(_stdout(), groups)
+
+
+@command(app)
 def new(path: Annotated[Path, typer.Argument(help="The recipe to write, such as my_car.yaml.")],
         target: Annotated[str, typer.Option(help="A device, a file in targets/.")] = "jetson_xavier") -> None:  # fmt: skip
     """Write a commented recipe that builds as it is."""

@@ -15,6 +15,7 @@ from edgekit.formats import outputs_in
 from edgekit.page import digits_of
 from edgekit.plan import Plan
 from edgekit.recipe import GATES
+from edgekit.systems import Group
 
 ROWS = ("float", "pruned", "artifact")
 TITLES = {"float": "float", "pruned": "pruned", "artifact": "INT8"}
@@ -141,6 +142,19 @@ def show_bench(console: Console, rows: list[dict[str, Any]]) -> None:
         cells = (row["precision"], str(row["threads"]), f"{row['median_us'] / 1e3:.2f} ms", f"{row['p10_us'] / 1e3:.2f} ms", share, f"{row['ratio']:.2f}x")
         table.add_row(escape(row["engine"]), *cells)
     console.print(table)
+
+
+def show_systems(console: Console, groups: Iterable[Group]) -> None:
+    """What was measured of many builds, task by task."""
+    for group in groups:
+        table = Table(box=None, pad_edge=False, title=escape(group.title), title_justify="left", title_style="bold")
+        for i, column in enumerate(group.columns):
+            table.add_column(column, justify="right" if i in group.numeric else "left", overflow="fold")
+        for row in group.rows:
+            *cells, verdict = row
+            table.add_row(*(escape(cell.strip("`")) for cell in cells), f"[{VERDICTS.get(verdict, 'default')}]{escape(verdict)}[/]")
+        console.print(table, highlight=False)
+        console.print()
 
 
 def show_rows(console: Console, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

@@ -28,7 +28,7 @@ LAYERS = (
     ("datasets",),
     ("qdq",),
     ("rewrites", "qdq_loop"),
-    ("graph", "flow", "compare", "metrics", "losses", "ops", "report", "timing", "slices"),
+    ("graph", "flow", "compare", "metrics", "losses", "ops", "report", "systems", "timing", "slices"),
     ("quant",),
     ("formats",),
     ("recipe", "target", "cache", "bundle", "tools"),
