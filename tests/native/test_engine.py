@@ -156,6 +156,40 @@ def test_a_saved_state_goes_on_where_it_was(native):
         b.restore(state[:-1] + bytes([state[-1] ^ 1]))
 
 
+def test_results_can_be_written_into_arrays_of_the_caller(native):
+    model, spectrum, _ = case("odd")
+    wave, frames = noise(model.hop_length * 9), np.ascontiguousarray(spectrum.transpose(2, 0, 1))
+    with native.Denoiser(native_format.to_bytes(model), isa="scalar") as denoiser:
+        want, mask = [denoiser.step(frame) for frame in frames], np.empty_like(frames[0])
+        assert want[0] is not want[1] and not np.shares_memory(want[0], want[1]), "each is its own"
+        denoiser.reset()
+        turns = [mask, mask, np.empty_like(mask), None, mask]
+        for k, frame in enumerate(frames):
+            out = turns[k % len(turns)]
+            given = frame.astype(np.float64) if k % 3 else frame[:, ::-1].copy()[:, ::-1]  # neither need be float32 nor contiguous
+            got = denoiser.step(given, out)
+            assert (out is None or got is out) and (got == want[k]).all()
+        denoiser.reset()
+        heard, out = denoiser.process(wave), wave.copy()
+        denoiser.reset()
+        assert denoiser.process(out, out) is out and (out == heard).all()
+        for bad in (np.empty((2, 5), np.float32), np.empty(mask.shape), np.empty((mask.shape[1], 2), np.float32).T, frozen(mask)):
+            with pytest.raises(UsageError, match=r"`out` is .*, expected float32\[2, \d+\]"):
+                denoiser.step(frames[0], bad)
+        with pytest.raises(UsageError, match=r"`out` is float32\[3\], expected float32\[288\]"):
+            denoiser.process(wave, np.empty(3, np.float32))
+        with pytest.raises(UsageError, match=r"a spectrum is \[2, \d+\], got \[7\]"):
+            denoiser.step(frames[0].ravel()[:7])
+    with pytest.raises(UsageError):
+        denoiser.step(frames[0], mask)  # closed
+
+
+def frozen(x: np.ndarray) -> np.ndarray:
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
 def test_bad_audio_is_refused_and_changes_nothing(native):
     denoiser = native.Denoiser(native_format.to_bytes(random_model()))
     denoiser.process(noise(500))
