@@ -11,6 +11,9 @@ against the best framework of that run, and its median and range over the runs a
 `roofline_share` is the time that the multiplications alone would take at the rate that a probe of this very run reached with this number
 format, over the time taken. A complex product counts as four multiplications, so Gauss's three may pass 100 %.
 
+Ours is also timed as a live stream runs it, a hop of samples in and one out, and how late its slowest frames are: five windows of 2000
+frames in the first run, of which the quietest counts, since one disturbance by another process is not the engine's.
+
 Parity is the signal-to-noise ratio of every engine's masks against torch's in float32, on other clips than INT8 was calibrated on.
 """
 
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
 
 CALIBRATION_CLIPS = 15
 TEST_FRAMES = 320
+TIMES = ("median_us", "p10_us", "p99_us")
 BETTER = ("folded", "subpixel", "three_mult")  # than what is exported first
 TITLES = {"naive": "as exported", "folded": "folded", "subpixel": "sub-pixel", "three_mult": "three products"}
 
@@ -90,14 +94,17 @@ def serves(recipe: Recipe) -> bool:
 def measure(groups: Sequence[Group], work: Path, threads: Sequence[int], runs: int, effort: Effort, path: Path | None = None, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """{about, rows, ratios, overhead, memory, failed}, all of it JSON-able.
 
-    rows: {engine, precision, threads, mode, frames, median_us, p10_us, roofline_share, sqnr_db, runs}, in us of a frame.
+    rows: {engine, precision, threads, mode, frames, median_us, p10_us, p99_us, roofline_share, sqnr_db, runs}, in us of a frame. Those of
+        mode `live` are of the quietest window of the first run.
     ratios: {what, precision, threads, mode, frames, ratio, low, high, p10, best}: how many times as fast ours is; `best` is what it was held against.
     overhead: {engine, threads, median_us, p10_us} of a graph with the same inputs and outputs that computes nothing.
     memory: {engine, precision, resident_mb, library_mb}: what opening and running it adds to a process, and its library before that.
     failed: {engine, precision, reason} of what this machine cannot run.
     """
-    macs = json.loads((work / "about.json").read_text())["macs"]
-    said: dict[str, Any] = {**(about or {}), **_machine(), "macs_per_frame": macs, "runs": runs, "rounds": effort.rounds, "frames_a_turn": effort.timed}
+    network = json.loads((work / "about.json").read_text())
+    macs, hop_us = network["macs"], network["stft"]["hop_length"] / network["rate"] * 1e6
+    said: dict[str, Any] = {**(about or {}), **_machine(), "macs_per_frame": macs, "hop_us": hop_us, "runs": runs, "rounds": effort.rounds, "frames_a_turn": effort.timed}
+    said |= {"windows": effort.windows, "frames_a_window": effort.window}
     memory = [_child(work, {"memory": asdict(candidate)}) for candidate in _to_weigh(groups)]
     measured: list[list[Row]] = []
     result: dict[str, Any] = {}
@@ -115,7 +122,7 @@ def _one_run(groups: Sequence[Group], work: Path, threads: Sequence[int], effort
     for count in threads:
         peaks = roofline(count)
         for group in groups:
-            if group.threads not in (None, count):
+            if group.threads not in (None, count) or (group.mode == "live" and number > 0):
                 continue
             note(f"run {number + 1}, {count} threads: {group.name}")
             job = {"group": asdict(group), "threads": count, "effort": asdict(effort), "turn": number}
@@ -247,7 +254,9 @@ def _step_groups(net: graphs.Network, ours: Mapping[str, Candidate], calibration
     if not lacking:
         file = engines.quantize_openvino(files["subpixel"], feeds, work / "step-int8.xml")
         int8 += [_openvino("sub-pixel", "int8", file), _openvino("sub-pixel, rest in bf16", "int8", file, "bf16")]
+    live = tuple(Candidate(one.engine, one.precision, "native_live", one.file, options=one.options) for one in ours.values())
     groups += [
+        *([Group("live", "live", 1, live)] if live else []),
         Group("fp32, as exported", "step", 1, (*fp32, *exported)),
         Group("fp32, torch", "step", 1, (*fp32, *eager)),
         Group("int8", "step", 1, (*(ours[name] for name in ("int8",) if name in ours), *int8)),
@@ -332,11 +341,11 @@ def collect(measured: Sequence[Sequence[Row]], macs: int) -> dict[str, Any]:
                 peak = process["peaks"].get(row["precision"])
                 of_run.setdefault(key, []).append({**row, "peak": peak})
         for key, rows in of_run.items():  # ours stands in several processes of a run
-            merged = {name: statistics.median(row[name] for row in rows) for name in ("median_us", "p10_us")}
+            merged = {name: statistics.median(row[name] for row in rows) for name in TIMES}
             seen.setdefault(key, []).append({**rows[0], **merged})
     rows, overhead = [], []
     for (mode, frames, threads, precision, engine), runs in seen.items():
-        row = {"engine": engine, "precision": precision, "threads": threads, **{name: statistics.median(run[name] for run in runs) for name in ("median_us", "p10_us")}}
+        row = {"engine": engine, "precision": precision, "threads": threads, **{name: statistics.median(run[name] for run in runs) for name in TIMES}}
         if mode == "overhead":
             overhead.append({name: row[name] for name in ("engine", "threads", "median_us", "p10_us")})
             continue

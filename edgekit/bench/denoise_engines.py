@@ -197,10 +197,22 @@ class NativeEngine:
         from edgekit.native import Denoiser
 
         self._denoiser = Denoiser(path, threads=threads, **options)
+        self._mask = np.empty((2, self._denoiser.info["bins"]), np.float32)
         self.reset = self._denoiser.reset
 
     def __call__(self, spectrum: np.ndarray) -> np.ndarray:
-        return self._denoiser.step(spectrum)
+        return self._denoiser.step(spectrum, self._mask)
+
+
+class NativeLive(NativeEngine):
+    """Ours on a live stream: a hop of samples in, a hop out, the transform of both included."""
+
+    def __init__(self, path: Path, threads: int, **options: Any):
+        super().__init__(path, threads, **options)
+        self._heard = np.empty(self._denoiser.info["hop_length"], np.float32)
+
+    def __call__(self, hop: np.ndarray) -> np.ndarray:
+        return self._denoiser.process(hop, self._heard)
 
 
 class NativeClip(NativeEngine):

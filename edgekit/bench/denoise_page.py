@@ -13,6 +13,7 @@ from edgekit.errors import EdgekitError
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 FIGURE = "![us of a frame: engines and their roofline, and frames a call](figures/dccrn_speed.svg)"
 PRECISIONS = ("fp32", "bf16", "int8")
+LONGER = ("chunk", "clip")  # modes of more than one frame a call
 
 Row = Mapping[str, Any]
 
@@ -23,10 +24,18 @@ def tables(result: Mapping[str, Any]) -> str:
     if result["ratios"]:
         parts += ["How many times as fast edgekit is as the best of what it is held against (median over the runs, [range], of the 10th percentiles):", _ratios(result["ratios"], "step")]
     parts += ["One frame a call, us (10th percentile) and the share of the roofline:", _steps(result["rows"])]
-    longer = [row for row in result["rows"] if row["mode"] != "step"]
+    live = [row for row in result["rows"] if row["mode"] == "live"]
+    if live:
+        about = result["about"]
+        parts += [
+            f"A live stream, {about['hop_us'] / 1000:g} ms in and as much out, the transform and back included, us of a frame in the quietest of "
+            f"{about['windows']} windows of {about['frames_a_window']} frames (99th percentile, and it over the median), and the share of real time:",
+            _live(live, about["hop_us"]),
+        ]
+    longer = [row for row in result["rows"] if row["mode"] in LONGER]
     if longer:
         parts += ["Several frames a call, and a clip of 1 s, us of a frame, one thread; edgekit always takes one frame a call:", _longer(result["rows"])]
-        parts += [_ratios([row for row in result["ratios"]], "longer")] if any(row["mode"] != "step" for row in result["ratios"]) else []
+        parts += [_ratios([row for row in result["ratios"]], "longer")] if any(row["mode"] in LONGER for row in result["ratios"]) else []
     if result["overhead"]:
         parts += ["A call of a graph with the same inputs and outputs that computes nothing:", _overhead(result["overhead"])]
     if result["memory"]:
@@ -129,9 +138,23 @@ def _steps(rows: Sequence[Row]) -> str:
     return _table(("engine", "precision", *heads, "SNR, dB"), out)
 
 
+def _live(rows: Sequence[Row], hop_us: float) -> str:
+    counts = sorted({row["threads"] for row in rows})
+    out = []
+    for (precision, engine), mine in _by_engine(rows).items():
+        at = {row["threads"]: row for row in mine}
+        cells = []
+        for count in counts:
+            median, p99 = (at[count][name] for name in ("median_us", "p99_us"))
+            cells += [f"{median:.0f} ({p99:.0f}, {p99 / median:.2f}×)", f"{median / hop_us:.4f}"]
+        out.append((engine, precision, *cells))
+    heads = [head for count in counts for head in (f"{count} thread{'s' * (count > 1)}", "of real time")]
+    return _table(("engine", "precision", *heads), out)
+
+
 def _longer(rows: Sequence[Row]) -> str:
     threads = min(row["threads"] for row in rows)
-    mine = [row for row in rows if row["threads"] == threads]
+    mine = [row for row in rows if row["threads"] == threads and row["mode"] in ("step", *LONGER)]
     sizes = sorted({(row["mode"] == "clip", row["frames"]) for row in mine})
     engines = {(row["precision"], row["engine"]) for row in mine if row["mode"] != "step"}
     out = []

@@ -30,6 +30,7 @@ class Effort:
         warm, timed: frames of a turn; at least one call each.
         pause_s: before a turn, so that another framework's threads stop spinning.
         chunks: frames of the calls with more than one.
+        windows, window: of a live stream: how many, and frames of each.
         compile: whether torch.compile is measured too, which takes a minute to compile.
         calibration: frames that the frameworks' INT8 is calibrated on.
     """
@@ -39,11 +40,13 @@ class Effort:
     timed: int = 40
     pause_s: float = 0.01
     chunks: tuple[int, ...] = (2, 4, 8, 16, 32)
+    windows: int = 5
+    window: int = 2000
     compile: bool = True
     calibration: int = 300
 
 
-QUICK = Effort(rounds=1, warm=1, timed=2, pause_s=0.0, chunks=(2,), compile=False, calibration=16)
+QUICK = Effort(rounds=1, warm=1, timed=2, pause_s=0.0, chunks=(2,), windows=2, window=20, compile=False, calibration=16)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Candidate:
     """One engine of a process.
 
     Attributes:
-        kind: native, native_clip, torch, onnxruntime or openvino.
+        kind: native, native_live, native_clip, torch, onnxruntime or openvino.
         file: its graph or weights; for torch the module.
         form: the graph that torch builds.
         options: of its constructor.
@@ -70,7 +73,7 @@ class Group:
     """Engines that take turns in a process of their own.
 
     Attributes:
-        mode: step, chunk or clip.
+        mode: step, chunk, clip, live or overhead.
         frames: that one call takes.
         threads: that it is measured with; None: all that are asked for.
     """
@@ -94,7 +97,9 @@ def _work(folder: Path) -> None:
 
 
 def take_turns(group: Group, work: Path, threads: int, effort: Effort, first: int = 0) -> dict[str, Any]:
-    """{engines: rows {engine, precision, median_us, p10_us, sqnr_db}, failed: rows {engine, precision, reason}}, in us of a frame.
+    """{engines: rows {engine, precision, median_us, p10_us, p99_us, sqnr_db}, failed: rows {engine, precision, reason}}, in us of a frame.
+
+    Of live streams a row is its quietest window: the one whose 99th percentile is closest to its median.
 
     Args:
         first: the number of the run: which engine begins; parity is taken in run 0 only, `sqnr_db` is None in the others.
@@ -111,22 +116,30 @@ def take_turns(group: Group, work: Path, threads: int, effort: Effort, first: in
     feeds = [_feeds(candidate, group, spectrum, about) for candidate, _ in opened]
     is_compared = first == 0 and group.mode != "overhead"  # once is enough: parity does not change from run to run
     sqnr = [_sqnr(candidate, engine, fed, mask, about["late"], group.mode) if is_compared else None for (candidate, engine), fed in zip(opened, feeds, strict=True)]
-    seconds: list[list[float]] = [[] for _ in opened]
-    for turn in range(effort.rounds if group.mode == "step" else max(1, effort.rounds // 2)):
+    windows: list[list[list[float]]] = [[] for _ in opened]  # seconds of every call, a list a turn
+    turns = effort.windows if group.mode == "live" else effort.rounds if group.mode == "step" else max(1, effort.rounds // 2)
+    timed = effort.window if group.mode == "live" else effort.timed
+    for turn in range(turns):
         for k in range(len(opened)):
             i = (k + turn + first) % len(opened)
             time.sleep(effort.pause_s)
-            seconds[i] += _turn(opened[i][1], feeds[i], group.frames, effort)
+            windows[i].append(_turn(opened[i][1], feeds[i], group.frames, effort.warm, timed))
     rows = []
-    for (candidate, _), taken, db in zip(opened, seconds, sqnr, strict=True):
-        micros = np.array(taken) * 1e6 / group.frames
-        rows.append({"engine": candidate.engine, "precision": candidate.precision, "median_us": float(np.median(micros)), "p10_us": float(np.percentile(micros, 10)), "sqnr_db": db})
+    for (candidate, _), taken, db in zip(opened, windows, sqnr, strict=True):
+        of_windows = taken if group.mode == "live" else [[one for window in taken for one in window]]
+        times = min((_times(seconds, group.frames) for seconds in of_windows), key=lambda times: times["p99_us"] / times["median_us"])
+        rows.append({"engine": candidate.engine, "precision": candidate.precision, **times, "sqnr_db": db})
     return {"engines": rows, "failed": failed}
 
 
-def _turn(engine: Any, feeds: Sequence[Any], frames: int, effort: Effort) -> list[float]:
-    """Seconds of calls of `frames` frames each."""
-    warm, timed = (max(1, count // frames) for count in (effort.warm, effort.timed))
+def _times(seconds: Sequence[float], frames: int) -> dict[str, float]:
+    median, p10, p99 = np.percentile(np.array(seconds) * 1e6 / frames, (50, 10, 99))
+    return {"median_us": float(median), "p10_us": float(p10), "p99_us": float(p99)}
+
+
+def _turn(engine: Any, feeds: Sequence[Any], frames: int, warm: int, timed: int) -> list[float]:
+    """Seconds of calls of `frames` frames each; `warm` frames before are not timed."""
+    warm, timed = (max(1, count // frames) for count in (warm, timed))
     taken = []
     for k in range(warm + timed):
         fed = feeds[k % len(feeds)]
@@ -152,14 +165,15 @@ def open_engine(candidate: Candidate, group: Group, threads: int, work: Path) ->
         module = torch.load(candidate.file, weights_only=False)  # written by this very benchmark
         net = graphs.network(module, json.loads((work / "about.json").read_text())["bins"])
         return engines.TorchEngine(graphs.step(net, candidate.form), **options)
-    return {"native": engines.NativeEngine, "native_clip": engines.NativeClip}[candidate.kind](Path(candidate.file), threads, **options)
+    return {"native": engines.NativeEngine, "native_live": engines.NativeLive, "native_clip": engines.NativeClip}[candidate.kind](Path(candidate.file), threads, **options)
 
 
 def _feeds(candidate: Candidate, group: Group, spectrum: np.ndarray, about: Mapping[str, Any]) -> list[list[np.ndarray]]:
     """What every timed call is given: a list of parts, since ours takes the frames of a chunk one by one."""
-    if candidate.kind == "native_clip":
-        rng = np.random.default_rng(0)
-        return [[(0.1 * rng.standard_normal(about["rate"])).astype(np.float32)]]
+    if candidate.kind in ("native_clip", "native_live"):
+        wave = (0.1 * np.random.default_rng(0).standard_normal(about["rate"])).astype(np.float32)
+        hop = about["stft"]["hop_length"]
+        return [[wave]] if candidate.kind == "native_clip" else [[part] for part in wave[: len(wave) // hop * hop].reshape(-1, hop)]
     if candidate.kind == "native":
         frames = np.ascontiguousarray(spectrum.transpose(2, 0, 1))
         return [list(frames[start : start + group.frames]) for start in range(0, len(frames) - group.frames + 1, group.frames)]
@@ -171,12 +185,12 @@ def _feeds(candidate: Candidate, group: Group, spectrum: np.ndarray, about: Mapp
 
 
 def _sqnr(candidate: Candidate, engine: Any, feeds: Sequence[Sequence[np.ndarray]], mask: np.ndarray, late: int, mode: str) -> float | None:
-    """In dB, of the masks from the first frame on; None for ours on a whole wave, whose masks are not given out.
+    """In dB, of the masks from the first frame on; None for ours on waves, whose masks are not given out.
 
     Args:
         mask: [2, bins, t] of the whole test clip. Of a second of it the last `late` frames differ: what they look ahead to is cut off.
     """
-    if candidate.kind == "native_clip":
+    if candidate.kind in ("native_clip", "native_live"):
         return None
     engine.reset()
     parts = [engine(part).copy() for fed in (feeds[:1] if mode == "clip" else feeds) for part in fed]
