@@ -97,6 +97,7 @@ def test_parameters_of_the_published_sizes(name, head):
 
 @pytest.mark.parametrize(("variant", "head"), [("bilstm_sa", 7_587), ("cnn", 1_347)])
 def test_parameters_of_tiny(variant, head):
+    assert (TINY.coefficients * TINY.columns, TINY.features, TINY.selected, TINY.seq) == (160, 144, 32, (4, 8))
     module = bilstm_sa.build(replace(TINY, variant=variant))
     assert (count(module.ae), count(module.resnet)) == (11_504, 32_996)
     assert count(module) - count(module.ae) - count(module.resnet) == head
@@ -110,13 +111,19 @@ def test_shapes_and_macs_of_the_published_sizes():
     module, macs = module.to_empty(device="cpu").eval(), {}  # what is in it does not matter
     module.select.idx.copy_(torch.arange(512))
     seen: dict[str, tuple[int, ...]] = {}
-    for path in ("ae", "resnet", "scale", "select", "ln", "fc"):
+    for path in ("ae", "resnet", "scale", "select", "attn", "ln", "fc"):
         module.get_submodule(path).register_forward_hook(lambda _, __, out, path=path: seen.update({path: tuple(out.shape[1:])}))
     for engine in bilstm_sa.engines(module, cfg):
         macs[engine.name] = pruning.mac_model(module, [engine], {engine.name: 1}, ()).total
-    assert seen == {"ae": (256,), "resnet": (2048,), "scale": (2304,), "select": (512,), "ln": (16, 256), "fc": (3,)}
+    assert seen == {"ae": (256,), "resnet": (2048,), "scale": (2304,), "select": (512,), "attn": (16, 256), "ln": (16, 256), "fc": (3,)}
     assert macs["image"] == pytest.approx(4.09e9, rel=1e-3) and macs["audio"] == 5120 * 1024 + 1024 * 256
-    assert macs["head"] == pytest.approx(6.9e6, rel=0.02)
+    assert macs["head"] == pytest.approx(6.9e6, rel=0.02) and sum(macs.values()) == pytest.approx(4.10e9, rel=1e-3)
+    cnn = bilstm_sa.build(replace(bilstm_sa.CONFIGS["cnn"], head_only=True)).eval()
+    [head] = bilstm_sa.engines(cnn, replace(bilstm_sa.CONFIGS["cnn"], head_only=True))
+    assert pruning.mac_model(cnn, [head], {"head": 1}, ()).total == pytest.approx(19.0e6, rel=0.005)
+    preprocessing = bilstm_sa.preprocess_spec(cfg)
+    mfcc, video = preprocessing["audio"]["features"]["mfcc"], preprocessing["video"]
+    assert mfcc["n_mfcc"] * mfcc["frames"] == 5120 and mfcc["samples"] == 64_000 and (video["height"], video["width"]) == (224, 224)
 
 
 def test_small_fits():
