@@ -19,6 +19,15 @@
 // agree bit for bit; hence -ffp-contract=off for every file in cpu/, GCC fuses intrinsics too. Cells and dense layers likewise:
 // (sum_x * scale_x + bias_x) + (sum_h * scale_h + bias_h). bf16 weights are rounded half to even when packed.
 //
+// A layer sees two frames in time, y[t] = P x[t-1] + Q x[t], and either costs as much. As a fast FIR filter two steps cost three such products
+// instead of four (Winograd's F(2,2)), and none of them waits for the future, since every step has what it needs:
+//
+//     EK_WHOLE, even t:  kept = (P + Q) x[t],    y[t]   = kept - P (x[t] - x[t-1])
+//     EK_REST,  odd t:                           y[t+1] = kept + Q (x[t+1] - x[t])
+//
+// So frames have a twin that holds their change, written beside them (Out::change); sums pass from one step to the next (Out::kept); and
+// neighbouring layers take the dear step in turn. Floats only: a change of int8 has nine bits. A row that can do this has `change_row`.
+//
 // Rules for the files that implement this: loops and intrinsics only, no std:: templates (the linker may keep one instruction
 // set's copy for everyone), nothing allocated, no globals. The reference (`*_ref.cpp`) is the definition and stays slow and plain.
 #ifndef EK_CORE_KERNELS_H
@@ -63,6 +72,7 @@ struct ConvSpec {
   float slope;                   // PReLU; 1: none
   float inv_scale;               // int8: 1 / scale of the output
   Algorithm algorithm;
+  bool takes_turns = false;      // will be run as EK_WHOLE and EK_REST, the first half of its taps being the older frames
 };
 
 // The same, packed by a row for itself into memory that the engine gave it. Plain data; pointers go into that memory.
@@ -71,6 +81,7 @@ struct Conv {
   int items;                     // independent pieces of work: an engine with several threads deals them out
   int block;                     // for the row's own use: columns per item, panels per item, which variant
   int variant;
+  bool takes_turns;
   int c_in[kMaxTaps];            // rounded as the row needs it (up to 4)
   int step[kMaxTaps];
   const void* weights;
@@ -79,6 +90,9 @@ struct Conv {
   float slope, inv_scale;
 };
 
+// How a phase is computed: as it is, or in turns. Taps of EK_WHOLE are newer frames, then their changes; of EK_REST changes.
+enum Turn { EK_PLAIN = 0, EK_WHOLE = 1, EK_REST = 2 };
+
 // Where a phase writes: frame rows first, first + stride, ... of `frame`, and/or plain floats [.. same rows ..][re|im][c] of `floats`.
 struct Out {
   void* frame;        // row(first) of the output frame in the row's format; null: none
@@ -86,7 +100,14 @@ struct Out {
   int frame_step;     // elements from one column to the next
   int floats_step;
   int channels;       // plane stride of both
+  Turn turn = EK_PLAIN;
+  float* kept = nullptr;         // [kept_floats()] of this phase, in the row's own order
+  void* change = nullptr;        // as `frame`, of the twin that holds what changed since the last step; null: none
+  const void* before = nullptr;  // the same place of the last step's frame
 };
+
+// Room for the sums that a phase keeps: three of a complex number, for Gauss.
+inline size_t kept_floats(int c_out, int columns) { return size_t{3} * static_cast<size_t>(rounded(c_out, 2 * kLanes)) * static_cast<size_t>(rounded(columns)); }
 
 // First layer: f32 always. Input rows are [re, im] of one complex channel, two frequencies of padding on either side.
 // Last layer: f32 always, one complex output channel. See Row::first and Row::last.
@@ -169,6 +190,9 @@ struct Row {
   void (*store)(const float* x, float inv_scale, void* y, int n);
   // One complex frequency row: re and im [channels] f32 -> all planes of a frame row.
   void (*store_row)(const float* re, const float* im, float inv_scale, void* row, int channels, int planes);
+
+  // One complex frequency row: change = now - before in all planes. Null: this row keeps no sums and writes no changes.
+  void (*change_row)(const void* now, const void* before, void* change, int channels, int planes);
 
   // First layer: taps point at [re, im] pairs (f32), step in floats between columns. Writes like conv. w as ConvSpec with c_in 1.
   void (*first)(const ConvSpec*, const Tap* taps, const Out*, int first_column, int last_column);

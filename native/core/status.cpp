@@ -36,6 +36,7 @@ const char* ek_status_text(ek_status status) {
     case EK_NO_MEMORY: return "there is not enough memory";
     case EK_BAD_AUDIO: return "the audio holds numbers that are not samples";
     case EK_BAD_STATE: return "the saved state is damaged or belongs to another model";
+    case EK_CUDA_FAILED: return "CUDA failed, and the GPU may have lost what was on it";
   }
   return "unknown status";
 }

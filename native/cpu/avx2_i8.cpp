@@ -15,6 +15,7 @@ struct I8 {
     __m256i re, im;
   };
 
+  static constexpr bool kKeeps = false, kStoresSum = false;
   static int planes(int) { return 2; }
   static EK_INLINE Sum zero() { return _mm256_setzero_si256(); }
   static EK_INLINE Sum start_at(const int32_t*) { return zero(); }

@@ -14,6 +14,11 @@ struct Bf16 {
     __m512i re, im, minus_im;
   };
 
+  static constexpr bool kKeeps = true, kStoresSum = true;
+  static EK_INLINE Weights load_sum(const char* w, size_t half) { return load(w + 2 * half); }
+  static EK_INLINE __m512 widen(const Element* x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))), 16));
+  }
   static int planes(int) { return 3; }
   static EK_INLINE Sum zero() { return V::zero(); }
   static EK_INLINE Sum start_at(const int32_t*) { return zero(); }

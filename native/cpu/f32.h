@@ -23,6 +23,10 @@ struct F32 {
     typename V::Floats re, im;
   };
 
+  static constexpr bool kKeeps = true;
+  static constexpr bool kStoresSum = false;  // adding costs nothing beside so many products, and more weights would not stay in the cache
+  static EK_INLINE Sum widen(const float* x) { return V::load(x); }
+  static EK_INLINE Weights load_sum(const char* w, size_t half) { return load(w) + load(w + half); }
   static EK_INLINE int planes(int algorithm) { return algorithm == EK_GAUSS ? 3 : 2; }
   static EK_INLINE Sum zero() { return V::zero(); }
   static EK_INLINE Sum start_at(const int32_t*) { return zero(); }
@@ -59,28 +63,23 @@ constexpr int kGaussPasses = 3;
 constexpr int kGaussPlane[kGaussPasses] = {2, 0, 1};
 
 template <class V>
-EK_INLINE bool gauss_pays(const ConvSpec* spec) { return spec->algorithm == EK_GAUSS && spec->columns >= 8 && spec->c_out > V::kLanes; }
+EK_INLINE bool gauss_pays(const ConvSpec* spec) {
+  const int least = 8;
+  return spec->algorithm == EK_GAUSS && spec->columns >= least && spec->c_out > V::kLanes;
+}
 
-// sums[column][panel] += or -= weights x one plane of the input, in registers.
-template <class V, int kColumns, int kPanels>
-void gauss_pass(const Conv* conv, const Tap* taps, int pass, int column, const float* w, float* sums) {
-  typename V::Floats sum[kColumns][kPanels];
-#pragma GCC unroll 8
-  for (int n = 0; n < kColumns; n++)
-#pragma GCC unroll 2
-    for (int m = 0; m < kPanels; m++) {
-      sum[n][m] = V::load(sums + (n * kPanels + m) * V::kLanes);
-      if (pass == 2) sum[n][m] = V::zero() - sum[n][m];
-    }
-  for (int t = 0; t < conv->n_taps; t++) {
+// Adds weights x one plane of the input over some taps, in registers.
+template <class V, int kColumns, int kPanels, Frames kFrames>
+EK_INLINE void gauss_taps(const Conv* conv, const Tap* taps, int n_taps, int plane, int column, const float* w, size_t half, typename V::Floats (&sum)[kColumns][kPanels]) {
+  for (int t = 0; t < n_taps; t++) {
     const ptrdiff_t step = conv->step[t];
-    const float* x = static_cast<const float*>(taps[t].x) + column * step + kGaussPlane[pass] * rounded(conv->c_in[t]);
+    const float* x = static_cast<const float*>(taps[t].x) + column * step + plane * rounded(conv->c_in[t]);
 #pragma GCC unroll 1
     for (int k = 0; k < conv->c_in[t]; k++, x++, w += kPanels * V::kLanes) {
       one_step_at_a_time(x, w);
       typename V::Floats weights[kPanels];
 #pragma GCC unroll 2
-      for (int m = 0; m < kPanels; m++) weights[m] = V::load(w + m * V::kLanes);
+      for (int m = 0; m < kPanels; m++) weights[m] = load_of<F32<V>, kFrames>(reinterpret_cast<const char*>(w + m * V::kLanes), half);
 #pragma GCC unroll 8
       for (int n = 0; n < kColumns; n++) {
         const auto v = V::all(x[n * step]);
@@ -89,36 +88,62 @@ void gauss_pass(const Conv* conv, const Tap* taps, int pass, int column, const f
       }
     }
   }
+}
+
+// One pass: sums[column][panel]. `kept`: the same place of what the phase keeps; `half`: bytes of a pass's weights of one frame.
+template <class V, int kColumns, int kPanels>
+void gauss_pass(const Conv* conv, const Tap* taps, Turn turn, int plane, int column, const float* w, size_t half, float* sums, float* kept) {
+  using F = typename V::Floats;
+  F sum[kColumns][kPanels];
+  const auto for_all = [&](auto each) EK_INLINE_LAMBDA {
 #pragma GCC unroll 8
-  for (int n = 0; n < kColumns; n++)
+    for (int n = 0; n < kColumns; n++)
 #pragma GCC unroll 2
-    for (int m = 0; m < kPanels; m++) V::store(sums + (n * kPanels + m) * V::kLanes, pass == 2 ? V::zero() - sum[n][m] : sum[n][m]);
+      for (int m = 0; m < kPanels; m++) each(sum[n][m], (n * kPanels + m) * V::kLanes);
+  };
+  const int n = conv->n_taps / 2;
+  const float* newer = w + half / sizeof(float);
+  if (turn == EK_REST) {
+    for_all([&](F& s, int at) { s = V::load(kept + at); });
+    gauss_taps<V, kColumns, kPanels, kOneFrame>(conv, taps, n, plane, column, newer, half, sum);
+  } else {
+    for_all([](F& s, int) { s = V::zero(); });
+    if (turn == EK_PLAIN) {
+      gauss_taps<V, kColumns, kPanels, kOneFrame>(conv, taps, conv->n_taps, plane, column, w, half, sum);
+    } else {
+      gauss_taps<V, kColumns, kPanels, kBothFrames>(conv, taps, n, plane, column, w, half, sum);
+      for_all([&](F& s, int at) { V::store(kept + at, s), s = V::zero() - s; });
+      gauss_taps<V, kColumns, kPanels, kOneFrame>(conv, taps + n, n, plane, column, w, half, sum);
+      for_all([](F& s, int) { s = V::zero() - s; });
+    }
+  }
+  for_all([&](F& s, int at) { V::store(sums + at, s); });
 }
 
 template <class V, int kPanels>
-EK_INLINE void gauss_columns(const Conv* conv, const Tap* taps, int pass, int column, int columns, const float* w, float* sums) {
-  constexpr int kMost = V::kLanes == 16 ? 8 : 4;
+EK_INLINE void gauss_columns(const Conv* conv, const Tap* taps, Turn turn, int plane, int column, int columns, const float* w, size_t half, float* sums, float* kept) {
+  constexpr int kMost = V::kLanes == 16 ? 8 : 4, kRow = kPanels * V::kLanes;
   int n = 0;
-  for (; n + kMost <= columns; n += kMost) gauss_pass<V, kMost, kPanels>(conv, taps, pass, column + n, w, sums + n * kPanels * V::kLanes);
-  for (; n < columns; n++) gauss_pass<V, 1, kPanels>(conv, taps, pass, column + n, w, sums + n * kPanels * V::kLanes);
+  for (; n + kMost <= columns; n += kMost) gauss_pass<V, kMost, kPanels>(conv, taps, turn, plane, column + n, w, half, sums + n * kRow, kept + n * kRow);
+  for (; n < columns; n++) gauss_pass<V, 1, kPanels>(conv, taps, turn, plane, column + n, w, half, sums + n * kRow, kept + n * kRow);
 }
 
 template <class V, int kPanels>
-void gauss_item(const Conv* conv, const Tap* taps, const Out* out, int column, int columns, int panel, const float* w) {
-  constexpr int kRow = kPanels * V::kLanes;
-  alignas(64) float re[kGaussColumns * kRow], im[kGaussColumns * kRow];
-  const size_t pass_weights = panel_bytes<F32<V>>(conv, 1) / sizeof(float) * kPanels;
-  for (int i = 0; i < columns * kRow; i++) re[i] = 0.0f;
-  gauss_columns<V, kPanels>(conv, taps, 0, column, columns, w, re);
-  for (int i = 0; i < columns * kRow; i++) im[i] = re[i];
-  gauss_columns<V, kPanels>(conv, taps, 1, column, columns, w + pass_weights, im);
-  gauss_columns<V, kPanels>(conv, taps, 2, column, columns, w + 2 * pass_weights, re);
+void gauss_item(const Conv* conv, const Tap* taps, const Out* out, int column, int columns, int panel, const float* w, float* kept) {
+  constexpr int kRow = kPanels * V::kLanes, kSums = kGaussColumns * kRow;
+  alignas(64) float sums[kGaussPasses * kSums];
+  if (!kept) kept = sums;  // nothing is kept; only for the arithmetic on pointers
+  const size_t pass_weights = panel_bytes<F32<V>>(conv, 1) / sizeof(float) * kPanels, half = frame_bytes<F32<V>>(conv, 1) * kPanels;
+  for (int pass = 0; pass < kGaussPasses; pass++)
+    gauss_columns<V, kPanels>(conv, taps, out->turn, kGaussPlane[pass], column, columns, w + pass * pass_weights, half, sums + pass * kSums, kept + pass * kSums);
   const auto slope = V::all(conv->slope);
   for (int n = 0; n < columns; n++)
     for (int m = 0; m < kPanels; m++) {
-      const int c = (panel + m) * V::kLanes, at = n * kRow + m * V::kLanes;
-      write_complex<F32<V>>(out, column + n, c, affine<V>(V::load(re + at), conv->gain[0] + c, conv->bias[0] + c, slope),
-                            affine<V>(V::load(im + at), conv->gain[1] + c, conv->bias[1] + c, slope), conv->inv_scale, 3);
+      const int c = (panel + m) * V::kLanes;
+      const float* at = sums + n * kRow + m * V::kLanes;
+      const auto shared = V::load(at);
+      write_complex<F32<V>>(out, column + n, c, affine<V>(shared - V::load(at + 2 * kSums), conv->gain[0] + c, conv->bias[0] + c, slope),
+                            affine<V>(shared + V::load(at + kSums), conv->gain[1] + c, conv->bias[1] + c, slope), conv->inv_scale, 3);
     }
 }
 
@@ -139,7 +164,7 @@ void f32_pack_conv(const ConvSpec* spec, void* memory, Conv* conv) {
   const int panels = conv->c_out / V::kLanes;
   for (int panel = 0; panel < panels; panel += kGaussPanels)
     for (int pass = 0; pass < kGaussPasses; pass++)
-      visit_group<F32<V>>(spec, panel, smaller(panel + kGaussPanels, panels), [&](int tap, int step, int m, size_t at) {
+      visit_group<F32<V>>(spec, spec->n_taps, panel, smaller(panel + kGaussPanels, panels), [&](int tap, int step, int m, size_t at) {
         fill_vector<F32<V>>(spec, tap, step, m, at, w,
                             [&](size_t i) { return pass == 0 ? w_re[i] : pass == 1 ? w_im[i] - w_re[i] : w_re[i] + w_im[i]; });
         w += kVectorBytes<F32<V>>;
@@ -156,10 +181,11 @@ void f32_conv(const Conv* packed, const Tap* taps, const Out* out, int first_ite
     const int panel = item / column_blocks * kGaussPanels, column = item % column_blocks * kGaussColumns;
     const int columns = smaller(kGaussColumns, packed->columns - column);
     const auto* w = reinterpret_cast<const float*>(weights + panel * bytes);
+    float* kept = out->kept ? out->kept + static_cast<ptrdiff_t>(item) * kGaussPasses * kGaussColumns * kGaussPanels * V::kLanes : nullptr;
     if (panels - panel >= kGaussPanels)
-      gauss_item<V, kGaussPanels>(packed, taps, out, column, columns, panel, w);
+      gauss_item<V, kGaussPanels>(packed, taps, out, column, columns, panel, w, kept);
     else
-      gauss_item<V, 1>(packed, taps, out, column, columns, panel, w);
+      gauss_item<V, 1>(packed, taps, out, column, columns, panel, w, kept);
   }
 }
 

@@ -334,6 +334,6 @@ void dense(const Dense* dense, const void* vector, float* y, int first_item, int
 
 extern const Row neon_f32 = {"neon_f32", EK_F32, 2, 0, sizeof(float),
                              conv_bytes, pack_conv, conv, cell_bytes, pack_cell, cell,
-                             dense_bytes, pack_dense, dense, store<FloatFrame>, store_row<FloatFrame>, first<FloatFrame, false>, last};
+                             dense_bytes, pack_dense, dense, store<FloatFrame>, store_row<FloatFrame>, nullptr, first<FloatFrame, false>, last};
 
 }  // namespace ek

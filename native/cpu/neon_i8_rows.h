@@ -203,7 +203,7 @@ template <class Mac>
 constexpr Row i8_row(const char* name) {
   return Row{name, EK_I8, Mac::kThird ? 3 : 2, 0, 1,
              conv_bytes<Mac>, pack_conv<Mac>, conv<Mac>, cell_bytes<Mac>, pack_cell<Mac>, cell<Mac>,
-             dense_bytes<Mac>, pack_dense<Mac>, dense<Mac>, store<IntFrame>, store_row<IntFrame>, first<IntFrame, Mac::kThird>, last};
+             dense_bytes<Mac>, pack_dense<Mac>, dense<Mac>, store<IntFrame>, store_row<IntFrame>, nullptr, first<IntFrame, Mac::kThird>, last};
 }
 
 }  // namespace

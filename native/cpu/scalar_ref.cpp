@@ -67,12 +67,24 @@ typename N::Element weight(const float* w, const int8_t* q, size_t i) {
 float prelu(float y, float slope) { return y > 0.0f ? y : slope * y; }
 
 template <class N>
+void write_change(const typename N::Element* now, const typename N::Element* before, typename N::Element* change, int plane, bool gauss) {
+  const float re = static_cast<float>(N::value(now[0]) - N::value(before[0])), im = static_cast<float>(N::value(now[plane]) - N::value(before[plane]));
+  change[0] = N::make(re, 1.0f);
+  change[plane] = N::make(im, 1.0f);
+  if (gauss) change[2 * plane] = N::make(re + im, 1.0f);
+}
+
+template <class N>
 void write_complex(const Out* out, int column, int channel, float re, float im, float inv_scale, bool gauss) {
   if (out->frame) {
     auto* row = static_cast<typename N::Element*>(out->frame) + static_cast<ptrdiff_t>(column) * out->frame_step;
     row[channel] = N::make(re, inv_scale);
     row[out->channels + channel] = N::make(im, inv_scale);
     if (gauss) row[2 * out->channels + channel] = N::make(re + im, inv_scale);
+    if (out->change) {
+      const ptrdiff_t at = static_cast<ptrdiff_t>(column) * out->frame_step + channel;
+      write_change<N>(row + channel, static_cast<const typename N::Element*>(out->before) + at, static_cast<typename N::Element*>(out->change) + at, out->channels, gauss);
+    }
   }
   if (out->floats) {
     float* row = out->floats + static_cast<ptrdiff_t>(column) * out->floats_step;
@@ -81,7 +93,8 @@ void write_complex(const Out* out, int column, int channel, float re, float im, 
   }
 }
 
-// Packed: for every tap real weights [c_out][c_in], then imaginary; c_out rounded, c_in as it is.
+// Packed: for every tap real weights [c_out][c_in], then imaginary; c_out rounded, c_in as it is. A layer that takes turns has, behind them,
+// the sums of older and newer frames' weights.
 template <class N>
 size_t place_conv(const ConvSpec* spec, char* memory, Conv* conv) {
   using Element = typename N::Element;
@@ -89,6 +102,7 @@ size_t place_conv(const ConvSpec* spec, char* memory, Conv* conv) {
   const int c_out = rounded(spec->c_out);
   size_t count = 0;
   for (int t = 0; t < spec->n_taps; t++) count += size_t{2} * c_out * spec->sources[t].c_in;
+  if (spec->takes_turns) count += count / 2;
   Element* packed = take<Element>(carver, count);
   float* affine[4];
   for (int i = 0; i < 4; i++) {
@@ -106,16 +120,22 @@ size_t place_conv(const ConvSpec* spec, char* memory, Conv* conv) {
   conv->slope = spec->slope;
   conv->inv_scale = spec->inv_scale;
   conv->variant = spec->algorithm;
-  size_t at = 0;
-  for (int t = 0; t < spec->n_taps; t++) {
-    const int c_in = conv->c_in[t] = spec->sources[t].c_in;
-    conv->step[t] = spec->sources[t].step;
-    for (int part = 0; part < 2; part++)
-      for (int o = 0; o < c_out; o++)
-        for (int c = 0; c < c_in; c++)
-          *packed++ = o < spec->c_out ? weight<N>(spec->w[part], spec->q[part], at + static_cast<size_t>(o) * c_in + c) : Element{0};
-    at += static_cast<size_t>(spec->c_out) * c_in;
-  }
+  conv->takes_turns = spec->takes_turns;
+  size_t all = 0;
+  for (int t = 0; t < spec->n_taps; t++) all += static_cast<size_t>(spec->c_out) * spec->sources[t].c_in;
+  const auto put = [&](int n_taps, auto get) {
+    size_t at = 0;
+    for (int t = 0; t < n_taps; t++) {
+      const int c_in = spec->sources[t].c_in;
+      for (int part = 0; part < 2; part++)
+        for (int o = 0; o < c_out; o++)
+          for (int c = 0; c < c_in; c++) *packed++ = o < spec->c_out ? get(part, at + static_cast<size_t>(o) * c_in + c) : Element{0};
+      at += static_cast<size_t>(spec->c_out) * c_in;
+    }
+  };
+  for (int t = 0; t < spec->n_taps; t++) conv->c_in[t] = spec->sources[t].c_in, conv->step[t] = spec->sources[t].step;
+  put(spec->n_taps, [&](int part, size_t i) { return weight<N>(spec->w[part], spec->q[part], i); });
+  if (spec->takes_turns) put(spec->n_taps / 2, [&](int part, size_t i) { return N::make(spec->w[part][i] + spec->w[part][all / 2 + i], 1.0f); });
   return carver.used;
 }
 
@@ -129,26 +149,46 @@ void pack_conv(const ConvSpec* spec, void* memory, Conv* conv) {
   place_conv<N>(spec, static_cast<char*>(memory), conv);
 }
 
+// Adds the taps' products to one output's sums.
+template <class N>
+void add_taps(const Conv* conv, const Tap* taps, int n_taps, const typename N::Element* w, int n, int o, typename N::Sum* re, typename N::Sum* im) {
+  for (int t = 0; t < n_taps; t++) {
+    const int c_in = conv->c_in[t], plane = rounded(c_in);
+    const auto* x = static_cast<const typename N::Element*>(taps[t].x) + static_cast<ptrdiff_t>(n) * conv->step[t];
+    const auto* w_re = w + static_cast<size_t>(o) * c_in;
+    const auto* w_im = w_re + static_cast<size_t>(conv->c_out) * c_in;
+    for (int c = 0; c < c_in; c++) {
+      const auto xr = N::value(x[c]), xi = N::value(x[plane + c]), wr = N::value(w_re[c]), wi = N::value(w_im[c]);
+      *re += wr * xr;
+      *re -= wi * xi;
+      *im += wr * xi;
+      *im += wi * xr;
+    }
+    w += size_t{2} * conv->c_out * c_in;
+  }
+}
+
 template <class N>
 void conv(const Conv* conv, const Tap* taps, const Out* out, int first_item, int last_item) {
-  using Element = typename N::Element;
+  const auto* weights = static_cast<const typename N::Element*>(conv->weights);
+  const int half = conv->n_taps / 2;
+  size_t of_half = 0;
+  for (int t = 0; t < half; t++) of_half += size_t{2} * conv->c_out * conv->c_in[t];
   for (int n = first_item; n < last_item; n++)
     for (int o = 0; o < conv->c_out; o++) {
       typename N::Sum re = 0, im = 0;
-      const Element* w = static_cast<const Element*>(conv->weights);
-      for (int t = 0; t < conv->n_taps; t++) {
-        const int c_in = conv->c_in[t], plane = rounded(c_in);
-        const Element* x = static_cast<const Element*>(taps[t].x) + static_cast<ptrdiff_t>(n) * conv->step[t];
-        const Element* w_re = w + static_cast<size_t>(o) * c_in;
-        const Element* w_im = w_re + static_cast<size_t>(conv->c_out) * c_in;
-        for (int c = 0; c < c_in; c++) {
-          const auto xr = N::value(x[c]), xi = N::value(x[plane + c]), wr = N::value(w_re[c]), wi = N::value(w_im[c]);
-          re += wr * xr;
-          re -= wi * xi;
-          im += wr * xi;
-          im += wi * xr;
-        }
-        w += size_t{2} * conv->c_out * c_in;
+      float* kept = out->kept ? out->kept + 2 * (static_cast<ptrdiff_t>(n) * conv->c_out + o) : nullptr;
+      if (out->turn == EK_PLAIN) {
+        add_taps<N>(conv, taps, conv->n_taps, weights, n, o, &re, &im);
+      } else if (out->turn == EK_WHOLE) {
+        typename N::Sum older_re = 0, older_im = 0;
+        add_taps<N>(conv, taps, half, weights + 2 * of_half, n, o, &re, &im);
+        add_taps<N>(conv, taps + half, half, weights, n, o, &older_re, &older_im);
+        kept[0] = static_cast<float>(re), kept[1] = static_cast<float>(im);
+        re -= older_re, im -= older_im;
+      } else {
+        re = static_cast<typename N::Sum>(kept[0]), im = static_cast<typename N::Sum>(kept[1]);
+        add_taps<N>(conv, taps, half, weights + of_half, n, o, &re, &im);
       }
       const float y_re = prelu(conv->gain[0][o] * static_cast<float>(re) + conv->bias[0][o], conv->slope);
       const float y_im = prelu(conv->gain[1][o] * static_cast<float>(im) + conv->bias[1][o], conv->slope);
@@ -295,6 +335,13 @@ void store_row(const float* re, const float* im, float inv_scale, void* row, int
   for (int c = 0; c < channels; c++) write_complex<N>(&out, 0, c, re[c], im[c], inv_scale, planes == 3);
 }
 
+template <class N>
+void change_row(const void* now, const void* before, void* change, int channels, int planes) {
+  using Element = typename N::Element;
+  for (int c = 0; c < channels; c++)
+    write_change<N>(static_cast<const Element*>(now) + c, static_cast<const Element*>(before) + c, static_cast<Element*>(change) + c, channels, planes == 3);
+}
+
 // Complex sum over the taps of one output; weights of every tap [c_out][c_in].
 void sum_taps(const ConvSpec* spec, const Tap* taps, int column, int o, int plane_of_one, float* re, float* im) {
   size_t at = 0;
@@ -338,7 +385,7 @@ template <class N>
 constexpr Row row() {
   return Row{N::kName, N::kFormat, 2, 0, static_cast<int>(sizeof(typename N::Element)),
              conv_bytes<N>, pack_conv<N>, conv<N>, cell_bytes<N>, pack_cell<N>, cell<N>,
-             dense_bytes<N>, pack_dense<N>, dense<N>, store<N>, store_row<N>, first<N>, last};
+             dense_bytes<N>, pack_dense<N>, dense<N>, store<N>, store_row<N>, N::kFormat == EK_I8 ? nullptr : change_row<N>, first<N>, last};
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ struct Vnni {
     typename V::Ints re, im, minus_im;
   };
 
+  static constexpr bool kKeeps = false, kStoresSum = false;
   static int planes(int) { return 3; }
   static EK_INLINE Sum zero() { return V::zero_ints(); }
   static EK_INLINE Sum start_at(const int32_t* start) { return V::load_ints(start); }

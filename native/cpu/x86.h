@@ -13,6 +13,7 @@
 //     dot, multiply, add, zero, start_at, to_float, scaled      arithmetic on sums
 //     weight, start_of       packing: one weight; what an int8 sum starts at
 //     store, store_complex   floats to a frame
+//     kKeeps                 floats, that can take turns; then: widen, from a frame; load_sum, of the weights of both frames; kStoresSum
 //
 // Everything is in an unnamed namespace: the linker must not give one instruction set's code to a file for another.
 #ifndef EK_CPU_X86_H
@@ -21,6 +22,7 @@
 #include "pack.h"
 
 #define EK_INLINE __attribute__((always_inline)) inline
+#define EK_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace ek {
 namespace {
@@ -86,6 +88,13 @@ EK_INLINE typename V::Floats affine(typename V::Floats sum, const float* gain, c
   return V::prelu(V::load(gain) * sum + V::load(bias), slope);
 }
 
+// What changed in one vector of complex channels, of numbers as they are stored.
+template <class Math>
+EK_INLINE void write_change(const typename Math::Element* now, const typename Math::Element* before, typename Math::Element* change, ptrdiff_t plane,
+                            int planes) {
+  Math::store_complex(change, plane, Math::widen(now) - Math::widen(before), Math::widen(now + plane) - Math::widen(before + plane), 1.0f, planes);
+}
+
 // One vector of complex channels of one column to where `out` wants it.
 template <class Math>
 EK_INLINE void write_complex(const Out* out, int column, int c, typename Math::V::Floats re, typename Math::V::Floats im, float inv_scale,
@@ -93,6 +102,12 @@ EK_INLINE void write_complex(const Out* out, int column, int c, typename Math::V
   if (out->frame) {
     auto* row = static_cast<typename Math::Element*>(out->frame) + static_cast<ptrdiff_t>(column) * out->frame_step + c;
     Math::store_complex(row, out->channels, re, im, inv_scale, planes);
+    if constexpr (Math::kKeeps)
+      if (out->change) {
+        const ptrdiff_t at = static_cast<ptrdiff_t>(column) * out->frame_step + c;
+        write_change<Math>(row, static_cast<const typename Math::Element*>(out->before) + at, static_cast<typename Math::Element*>(out->change) + at,
+                           out->channels, planes);
+      }
   }
   if (out->floats) {
     float* row = out->floats + static_cast<ptrdiff_t>(column) * out->floats_step + c;
@@ -101,18 +116,24 @@ EK_INLINE void write_complex(const Out* out, int column, int c, typename Math::V
   }
 }
 
-// One block: every tap, every step, then the epilogue.
+// Weights of older frames lie `half` bytes before those of newer ones, and their sum, where a row stores it, as far behind these.
+enum Frames { kOneFrame, kBothFrames };
+template <class Math, Frames kFrames>
+EK_INLINE typename Math::Weights load_of(const char* w, size_t half) {
+  if constexpr (kFrames == kBothFrames)
+    return Math::load_sum(w, half);
+  else
+    return Math::load(w);
+}
+
 template <class Math, int kColumns, int kPanels>
-void block(const Conv* conv, const Tap* taps, const Out* out, int column, int panel, const char* w) {
-  using V = typename Math::V;
-  typename Math::Sum re[kPanels][kColumns], im[kPanels][kColumns];
-#pragma GCC unroll 8
-  for (int m = 0; m < kPanels; m++) {
-    const typename Math::Sum start = Math::start_at(static_cast<const int32_t*>(conv->weights) + (panel + m) * V::kLanes);
-#pragma GCC unroll 8
-    for (int n = 0; n < kColumns; n++) re[m][n] = im[m][n] = start;
-  }
-  for (int t = 0; t < conv->n_taps; t++) {
+using BlockSums = typename Math::Sum[kPanels][kColumns];
+
+// Adds some taps, every step of theirs, to a block's sums.
+template <class Math, int kColumns, int kPanels, Frames kFrames>
+EK_INLINE const char* add_taps(const Conv* conv, const Tap* taps, int n_taps, int column, const char* w, size_t half, BlockSums<Math, kColumns, kPanels>& re,
+                               BlockSums<Math, kColumns, kPanels>& im) {
+  for (int t = 0; t < n_taps; t++) {
     const ptrdiff_t step = static_cast<ptrdiff_t>(conv->step[t]) * static_cast<ptrdiff_t>(sizeof(typename Math::Element));
     const ptrdiff_t plane = rounded(conv->c_in[t]) * static_cast<ptrdiff_t>(sizeof(typename Math::Element));
     const char* x = static_cast<const char*>(taps[t].x) + column * step;
@@ -123,8 +144,8 @@ void block(const Conv* conv, const Tap* taps, const Out* out, int column, int pa
       typename Math::Weights w_re[kPanels], w_im[kPanels];
 #pragma GCC unroll 8
       for (int m = 0; m < kPanels; m++) {
-        w_re[m] = Math::load(w + 2 * m * kVectorBytes<Math>);
-        w_im[m] = Math::load(w + (2 * m + 1) * kVectorBytes<Math>);
+        w_re[m] = load_of<Math, kFrames>(w + 2 * m * kVectorBytes<Math>, half);
+        w_im[m] = load_of<Math, kFrames>(w + (2 * m + 1) * kVectorBytes<Math>, half);
       }
 #pragma GCC unroll 8
       for (int n = 0; n < kColumns; n++) {
@@ -132,6 +153,49 @@ void block(const Conv* conv, const Tap* taps, const Out* out, int column, int pa
 #pragma GCC unroll 8
         for (int m = 0; m < kPanels; m++) Math::multiply(re[m][n], im[m][n], w_re[m], w_im[m], input);
       }
+    }
+  }
+  return w;
+}
+
+// each(sum, its place in kept) for the sums of a block.
+template <class V, int kColumns, int kPanels, class Sums, class Each>
+EK_INLINE void for_sums(Sums& re, Sums& im, float* kept, Each each) {
+#pragma GCC unroll 8
+  for (int m = 0; m < kPanels; m++)
+#pragma GCC unroll 8
+    for (int n = 0; n < kColumns; n++) {
+      float* at = kept + 2 * (m * kColumns + n) * V::kLanes;
+      each(re[m][n], at);
+      each(im[m][n], at + V::kLanes);
+    }
+}
+
+// One block: every tap, every step, then the epilogue. `half`: bytes of the weights of one frame; `kept`: the block's own part of Out::kept.
+template <class Math, int kColumns, int kPanels>
+void block(const Conv* conv, const Tap* taps, const Out* out, int column, int panel, const char* w, size_t half, float* kept) {
+  using V = typename Math::V;
+  BlockSums<Math, kColumns, kPanels> re, im;
+#pragma GCC unroll 8
+  for (int m = 0; m < kPanels; m++) {
+    const typename Math::Sum start = Math::start_at(static_cast<const int32_t*>(conv->weights) + (panel + m) * V::kLanes);
+#pragma GCC unroll 8
+    for (int n = 0; n < kColumns; n++) re[m][n] = im[m][n] = start;
+  }
+  const auto add = [&](int first, int last, const char* from) EK_INLINE_LAMBDA { add_taps<Math, kColumns, kPanels, kOneFrame>(conv, taps + first, last - first, column, from, half, re, im); };
+  if (out->turn == EK_PLAIN) {
+    add(0, conv->n_taps, w);
+  } else if constexpr (Math::kKeeps) {
+    using F = typename V::Floats;
+    const int n = conv->n_taps / 2;
+    if (out->turn == EK_REST) {
+      for_sums<V, kColumns, kPanels>(re, im, kept, [](F& sum, const float* at) { sum = V::load(at); });
+      add(0, n, w + half);
+    } else {
+      add_taps<Math, kColumns, kPanels, kBothFrames>(conv, taps, n, column, w, half, re, im);
+      for_sums<V, kColumns, kPanels>(re, im, kept, [](F& sum, float* at) { V::store(at, sum), sum = V::zero() - sum; });
+      add(n, 2 * n, w);
+      for_sums<V, kColumns, kPanels>(re, im, kept, [](F& sum, const float*) { sum = V::zero() - sum; });
     }
   }
   const auto slope = V::all(conv->slope);
@@ -146,7 +210,7 @@ void block(const Conv* conv, const Tap* taps, const Out* out, int column, int pa
     }
 }
 
-using Block = void (*)(const Conv*, const Tap*, const Out*, int column, int panel, const char* w);
+using Block = void (*)(const Conv*, const Tap*, const Out*, int column, int panel, const char* w, size_t half, float* kept);
 
 // What a phase is cut into: panels and columns of a block.
 struct Cut {
@@ -183,12 +247,14 @@ size_t place_conv(const ConvSpec* spec, char* memory, Conv* conv, Cut cut, int v
   placed.items = blocks_of(c_out / kLanesHere, cut.panels) * blocks_of(spec->columns, cut.columns);
   placed.slope = spec->slope;
   placed.inv_scale = spec->inv_scale;
+  placed.takes_turns = spec->takes_turns;
   size_t steps = 0;
   for (int t = 0; t < spec->n_taps; t++) {
     placed.c_in[t] = rounded(spec->sources[t].c_in, kInputs<Math>);
     placed.step[t] = spec->sources[t].step;
     steps += steps_of<Math>(spec->sources[t].c_in);
   }
+  if (spec->takes_turns && Math::kStoresSum) steps += steps / 2;
   const size_t starts = static_cast<size_t>(c_out) * sizeof(int32_t);
   char* packed = take<char>(carver, starts + steps * vectors_per_step * kVectorBytes<Math> * (c_out / kLanesHere));
   placed.weights = packed;
@@ -207,9 +273,9 @@ size_t place_conv(const ConvSpec* spec, char* memory, Conv* conv, Cut cut, int v
 
 // Calls visit(tap, step, panel, first weight of the tap) for the panels of one group in the order of packed weights.
 template <class Math, class Visit>
-EK_INLINE void visit_group(const ConvSpec* spec, int first_panel, int last_panel, Visit visit) {
+EK_INLINE void visit_group(const ConvSpec* spec, int n_taps, int first_panel, int last_panel, Visit visit) {
   size_t at = 0;
-  for (int t = 0; t < spec->n_taps; t++) {
+  for (int t = 0; t < n_taps; t++) {
     for (int k = 0; k < steps_of<Math>(spec->sources[t].c_in); k++)
       for (int panel = first_panel; panel < last_panel; panel++) visit(t, k, panel, at);
     at += static_cast<size_t>(spec->c_out) * spec->sources[t].c_in;
@@ -226,6 +292,15 @@ EK_INLINE void fill_vector(const ConvSpec* spec, int tap, int step, int panel, s
       const int o = panel * Math::V::kLanes + lane, c = step * kInputs<Math> + e;
       *weight++ = o < spec->c_out && c < c_in ? get(at + static_cast<size_t>(o) * c_in + c) : typename Math::Weight{0};
     }
+}
+
+// Where a row wants the sum of older and newer weights beside them, and how many weights the older ones are.
+template <class Math>
+EK_INLINE bool takes_sum(const ConvSpec* spec) { return spec->takes_turns && Math::kStoresSum; }
+EK_INLINE size_t weights_of_half(const ConvSpec* spec) {
+  size_t count = 0;
+  for (int t = 0; t < spec->n_taps / 2; t++) count += static_cast<size_t>(spec->c_out) * spec->sources[t].c_in;
+  return count;
 }
 
 template <class Math>
@@ -247,16 +322,32 @@ void pack_conv(const ConvSpec* spec, void* memory, Conv* conv) {
       for (int o = 0; o < spec->c_out; o++, q += spec->sources[t].c_in) start[o] += Math::start_of(q, spec->sources[t].c_in);
   }
   const int panels = conv->c_out / Math::V::kLanes;
-  for (int panel = 0; panel < panels; panel += cut.panels)
-    visit_group<Math>(spec, panel, smaller(panel + cut.panels, panels), [&](int tap, int step, int m, size_t at) {
-      for (int part = 0; part < 2; part++, w += kVectorBytes<Math>)
-        fill_vector<Math>(spec, tap, step, m, at, w, [&](size_t i) { return Math::weight(spec->w[part], spec->q[part], i); });
-    });
+  const size_t newer = takes_sum<Math>(spec) ? weights_of_half(spec) : 0;
+  for (int panel = 0; panel < panels; panel += cut.panels) {
+    const auto visit = [&](int n_taps, auto weight) {
+      visit_group<Math>(spec, n_taps, panel, smaller(panel + cut.panels, panels), [&](int tap, int step, int m, size_t at) {
+        for (int part = 0; part < 2; part++, w += kVectorBytes<Math>) fill_vector<Math>(spec, tap, step, m, at, w, [&](size_t i) { return weight(part, i); });
+      });
+    };
+    visit(spec->n_taps, [&](int part, size_t i) { return Math::weight(spec->w[part], spec->q[part], i); });
+    if (newer)
+      visit(spec->n_taps / 2, [&](int part, size_t i) {
+        const float sum = spec->w[part][i] + spec->w[part][newer + i];
+        return Math::weight(&sum, nullptr, 0);
+      });
+  }
 }
 
-// Bytes of weights that one panel takes.
+// Bytes of weights that one panel takes, and those of them that belong to one frame.
+template <class Math>
+EK_INLINE size_t frame_bytes(const Conv* conv, int vectors_per_step) {
+  size_t steps = 0;
+  for (int t = 0; t < conv->n_taps / 2; t++) steps += conv->c_in[t] / kInputs<Math>;
+  return steps * vectors_per_step * kVectorBytes<Math>;
+}
 template <class Math>
 EK_INLINE size_t panel_bytes(const Conv* conv, int vectors_per_step) {
+  if (conv->takes_turns) return (Math::kStoresSum ? 3 : 2) * frame_bytes<Math>(conv, vectors_per_step);
   size_t steps = 0;
   for (int t = 0; t < conv->n_taps; t++) steps += conv->c_in[t] / kInputs<Math>;
   return steps * vectors_per_step * kVectorBytes<Math>;
@@ -267,11 +358,12 @@ template <class Math>
 void conv(const Conv* conv, const Tap* taps, const Out* out, int first_item, int last_item) {
   const int columns = conv->block & 0xff, panels = conv->block >> 8, column_blocks = blocks_of(conv->columns, columns);
   const char* weights = static_cast<const char*>(conv->weights) + static_cast<size_t>(conv->c_out) * sizeof(int32_t);
-  const size_t bytes = panel_bytes<Math>(conv, 2);
+  const size_t bytes = panel_bytes<Math>(conv, 2), half = conv->takes_turns ? frame_bytes<Math>(conv, 2) : 0;
   for (int item = first_item; item < last_item; item++) {
     const int panel = item / column_blocks * panels, m = smaller(panels, conv->c_out / Math::V::kLanes - panel);
     const int at = item % column_blocks, column = conv->columns * at / column_blocks;  // blocks of nearly equal size
-    block_of<Math>(m, conv->columns * (at + 1) / column_blocks - column)(conv, taps, out, column, panel, weights + panel * bytes);
+    float* kept = out->kept ? out->kept + static_cast<ptrdiff_t>(item) * panels * columns * 2 * Math::V::kLanes : nullptr;
+    block_of<Math>(m, conv->columns * (at + 1) / column_blocks - column)(conv, taps, out, column, panel, weights + panel * bytes, m * half, kept);
   }
 }
 
@@ -563,6 +655,21 @@ void store_row(const float* re, const float* im, float inv_scale, void* row, int
     Math::store_complex(static_cast<typename Math::Element*>(row) + c, channels, Math::V::load(re + c), Math::V::load(im + c), inv_scale, planes);
 }
 
+template <class Math>
+void change_row(const void* now, const void* before, void* change, int channels, int planes) {
+  using Element = typename Math::Element;
+  for (int c = 0; c < channels; c += Math::V::kLanes)
+    write_change<Math>(static_cast<const Element*>(now) + c, static_cast<const Element*>(before) + c, static_cast<Element*>(change) + c, channels, planes);
+}
+
+template <class Math>
+constexpr auto change_row_of() -> void (*)(const void*, const void*, void*, int, int) {
+  if constexpr (Math::kKeeps)
+    return change_row<Math>;
+  else
+    return nullptr;
+}
+
 // Weights of one tap are c_out floats in a row, as the spec has them: nothing to pack.
 template <class Math, int kColumns>
 void first_block(const ConvSpec* spec, const Tap* taps, const Out* out, int column, int c) {
@@ -657,7 +764,7 @@ template <class Math>
 constexpr Row row_of(const char* name, Format format, int planes, unsigned char zero) {
   return Row{name, format, planes, zero, static_cast<int>(sizeof(typename Math::Element)),
              conv_bytes<Math>, pack_conv<Math>, conv<Math>, cell_bytes<Math>, pack_cell<Math>, cell<Math>,
-             dense_bytes<Math>, pack_dense<Math>, dense<Math>, store<Math>, store_row<Math>, first<Math>, last<typename Math::V>};
+             dense_bytes<Math>, pack_dense<Math>, dense<Math>, store<Math>, store_row<Math>, change_row_of<Math>(), first<Math>, last<typename Math::V>};
 }
 
 }  // namespace

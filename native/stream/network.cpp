@@ -37,10 +37,11 @@ const float* keep(const float* values, int n, int to, Arena* packed, size_t* byt
 
 }  // namespace
 
-ek_status Network::build(const WeightFile& file, const Row* row, Algorithm algorithm, bool is_bf16) {
+ek_status Network::build(const WeightFile& file, const Row* row, Algorithm algorithm, bool is_fast, bool is_bf16) {
   shape_ = file.shape;
   row_ = row;
   algorithm_ = algorithm;
+  is_fast_ = is_fast;
   round_weights_ = is_bf16 && row->format == EK_F32;
   planes_ = algorithm == EK_GAUSS ? 3 : row->planes;
   has_encoder0_floats_ = row->format != EK_F32 || planes_ != 2;
@@ -89,6 +90,11 @@ void Network::plan_rings() {
     if (i == 0 && has_encoder0_floats_) ring(encoder0_floats_ring(), frames, shape_.frequencies(1), channels, true);
   }
   for (int j = 0; j < n; j++) ring(decoder_ring(j), 2, shape_.frequencies(n - j), rounded(shape_.c_dec[j]), j == n - 1);
+  for (int r = 0; r < kMaxFrames && is_fast_; r++) {
+    if (rings_[r].frame_bytes == 0 || rings_[r].floats) continue;
+    rings_[change_ring(r)] = rings_[r];
+    rings_[change_ring(r)].frames--;  // whoever reads a frame and the one before reads one change
+  }
 }
 
 void Network::plan_states() {
@@ -99,7 +105,7 @@ void Network::plan_states() {
     return offset;
   };
   const auto take_rings = [&](bool floats) {
-    for (int r = 0; r < rings(); r++) {
+    for (int r = 0; r < kMaxRings; r++) {
       if (rings_[r].frame_bytes && rings_[r].floats == floats) rings_[r].offset = take(rings_[r].frame_bytes * static_cast<size_t>(rings_[r].frames));
     }
   };
@@ -115,6 +121,10 @@ void Network::plan_states() {
       for (int parity = 0; parity < 2; parity++) cell.h_f32[parity][k] = take(4 * hidden);
     }
   });
+  for (int i = 1; i < shape_.depth && is_fast_; i++) {
+    encoder_[i].kept = take(4 * kept_floats(shape_.c_enc[i + 1], shape_.frequencies(i + 1)));
+    for (PhasePlan& phase : decoder_[i - 1]) phase.kept = take(4 * kept_floats(shape_.c_dec[i], shape_.frequencies(shape_.depth - i + 1)));
+  }
   floats_bytes_ = at;
   take_rings(false);
   for_cells([&](CellState& cell, size_t hidden) {
@@ -128,12 +138,13 @@ void Network::plan_states() {
 void Network::plan_encoder(int i, PhasePlan* plan, Source* sources) const {
   const int ring = i == 0 ? input_ring() : encoder_ring(i - 1), c_in = shape_.c_enc[i];
   const int row_elements = i == 0 ? 2 : planes_ * rounded(c_in);
-  plan->n_taps = 0;
+  Reads& reads = plan->plain;
+  reads.n_taps = 0;
   plan->columns = shape_.frequencies(i + 1);
   for (int time = 0; time < kKernelT; time++) {
     for (int k = 0; k < kKernelF; k++) {
-      sources[plan->n_taps] = Source{c_in, kStrideF * row_elements};
-      plan->taps[plan->n_taps++] = TapPlan{ring, 1 - time, (k - 2) * static_cast<ptrdiff_t>(rings_[ring].row_bytes)};
+      sources[reads.n_taps] = Source{c_in, kStrideF * row_elements};
+      reads.taps[reads.n_taps++] = TapPlan{ring, 1 - time, (k - 2) * static_cast<ptrdiff_t>(rings_[ring].row_bytes)};
     }
   }
 }
@@ -141,16 +152,29 @@ void Network::plan_encoder(int i, PhasePlan* plan, Source* sources) const {
 void Network::plan_decoder(int j, int phase, PhasePlan* plan, Source* sources) const {
   const int n = shape_.depth, skip = j == n - 1 ? last_skip_ring() : encoder_ring(n - 1 - j), late = shape_.look_ahead ? j : 0;
   const FrequencyTap* taps = phase == 0 ? kEven : kOdd;
-  plan->n_taps = 0;
+  Reads& reads = plan->plain;
+  reads.n_taps = 0;
   plan->columns = shape_.frequencies(n - j);
   for (int age = 1; age >= 0; age--) {
     for (int source = 0; source < 2; source++) {
       const int ring = source == 0 ? decoder_ring(j) : skip, c_in = source == 0 ? shape_.c_dec[j] : shape_.c_enc[n - j];
       for (int k = 0; k < (phase == 0 ? 3 : 2); k++) {
-        sources[plan->n_taps] = Source{c_in, (rings_[ring].floats ? 2 : planes_) * rounded(c_in)};
-        plan->taps[plan->n_taps++] = TapPlan{ring, age + (source == 0 ? 0 : late), taps[k].shift * static_cast<ptrdiff_t>(rings_[ring].row_bytes)};
+        sources[reads.n_taps] = Source{c_in, (rings_[ring].floats ? 2 : planes_) * rounded(c_in)};
+        reads.taps[reads.n_taps++] = TapPlan{ring, age + (source == 0 ? 0 : late), taps[k].shift * static_cast<ptrdiff_t>(rings_[ring].row_bytes)};
       }
     }
+  }
+}
+
+// From a phase that reads older frames and then newer ones to its turns: newer frames and their changes, or changes alone.
+void Network::plan_turns(PhasePlan* plan) const {
+  const int half = plan->plain.n_taps / 2;
+  plan->whole.n_taps = 2 * half;
+  plan->rest.n_taps = half;
+  for (int t = 0; t < half; t++) {
+    const TapPlan& newer = plan->plain.taps[half + t];
+    plan->whole.taps[t] = newer;
+    plan->whole.taps[half + t] = plan->rest.taps[t] = TapPlan{change_ring(newer.ring), newer.age, newer.offset};
   }
 }
 
@@ -198,7 +222,7 @@ size_t Network::place_conv(const ConvTensors& tensors, bool is_transposed, int p
   const bool is_int8 = row_->format == EK_I8 && !is_plain, round = round_weights_ && !is_plain;
   // Plain layers get whole vectors of channels, so that a row needs no tails there: zeros weigh nothing.
   const int rows = is_plain && !is_transposed ? rounded(c_out) : c_out;
-  const int n = plan->n_taps, per_age = n / 2, c_first = sources[0].c_in;
+  const int n = plan->plain.n_taps, per_age = n / 2, c_first = sources[0].c_in;
   const int c_all = is_transposed ? c_first + sources[per_age / 2].c_in : c_first;
   Source padded[kMaxTaps];
   size_t numbers = 0;
@@ -258,6 +282,8 @@ size_t Network::place_conv(const ConvTensors& tensors, bool is_transposed, int p
 
   size_t bytes = 0;
   if (!is_plain) {
+    spec.takes_turns = is_fast_;
+    if (is_fast_) plan_turns(plan);
     const size_t size = row_->conv_bytes(&spec);
     if (packed) row_->pack_conv(&spec, packed->take(size), &plan->conv);
     return Arena::padded(size);
@@ -444,14 +470,47 @@ void* Network::at_clock(char* state, uint64_t clock, int ring, int age) const {
 
 void Network::clear(const Step& step, int ring) const {
   const Ring& r = rings_[ring];
-  if (r.frame_bytes) memset(static_cast<char*>(at(step, ring, 0)) - kPad * r.row_bytes, r.floats ? 0 : row_->zero, r.frame_bytes);
+  if (!r.frame_bytes) return;
+  memset(static_cast<char*>(at(step, ring, 0)) - kPad * r.row_bytes, r.floats ? 0 : row_->zero, r.frame_bytes);
+  write_changes(step, ring);
+}
+
+// Of a ring whose newest frame is there and has not had them written beside it.
+void Network::write_changes(const Step& step, int ring) const {
+  const Ring& r = rings_[ring];
+  if (!rings_[change_ring(ring)].frame_bytes) return;
+  const char *now = static_cast<const char*>(at(step, ring, 0)), *before = static_cast<const char*>(at(step, ring, 1));
+  char* change = static_cast<char*>(at(step, change_ring(ring), 0));
+  const int channels = static_cast<int>(r.row_bytes / static_cast<size_t>(planes_ * row_->element_bytes)), rows = static_cast<int>(r.frame_bytes / r.row_bytes) - 2 * kPad;
+  for (int f = 0; f < rows; f++) {
+    const size_t row = static_cast<size_t>(f) * r.row_bytes;
+    row_->change_row(now + row, before + row, change + row, channels, planes_);
+  }
+}
+
+// Where the newest frame of a ring is written, `phases` rows apart from `phase` on.
+Out Network::out_to(const Step& step, int ring, int phase, int phases) const {
+  const Ring& r = rings_[ring];
+  const size_t row = static_cast<size_t>(phase) * r.row_bytes;
+  char* to = static_cast<char*>(at(step, ring, 0)) + row;
+  const int planes = r.floats ? 2 : planes_, bytes = r.floats ? 4 : row_->element_bytes, channels = static_cast<int>(r.row_bytes / static_cast<size_t>(planes * bytes));
+  Out out = {r.floats ? nullptr : to, r.floats ? reinterpret_cast<float*>(to) : nullptr, phases * planes_ * channels, phases * 2 * channels, channels};
+  if (rings_[change_ring(ring)].frame_bytes) {
+    out.change = static_cast<char*>(at(step, change_ring(ring), 0)) + row;
+    out.before = static_cast<const char*>(at(step, ring, 1)) + row;
+  }
+  return out;
+}
+
+void Network::point(const Step& step, const Reads& reads, Tap* taps) const {
+  for (int t = 0; t < reads.n_taps; t++) taps[t].x = static_cast<const char*>(at(step, reads.taps[t].ring, reads.taps[t].age)) + reads.taps[t].offset;
 }
 
 void Network::run(Step* step, Team* team, uint64_t clock, float* mask, int tail) const {
   step->mask = mask;
   step->tail = tail;
   step->parity = static_cast<int>(clock & 1);
-  for (int r = 0; r < rings(); r++) step->slot[r] = rings_[r].frame_bytes ? static_cast<int>(clock % static_cast<uint64_t>(rings_[r].frames)) : 0;
+  for (int r = 0; r < kMaxRings; r++) step->slot[r] = rings_[r].frame_bytes ? static_cast<int>(clock % static_cast<uint64_t>(rings_[r].frames)) : 0;
   const int deepest = encoder_ring(shape_.depth - 1);
   const char* row = static_cast<const char*>(at(*step, deepest, 0));
   const size_t plane = rings_[deepest].row_bytes / static_cast<size_t>(planes_);
@@ -503,16 +562,26 @@ void Network::frame(Step& step, Team* team, int thread) const {
 
 void Network::encode(const Step& step, int layer, int thread, int threads) const {
   const PhasePlan& plan = encoder_[layer];
-  Tap taps[kMaxTaps];
-  for (int t = 0; t < plan.n_taps; t++) taps[t].x = static_cast<const char*>(at(step, plan.taps[t].ring, plan.taps[t].age)) + plan.taps[t].offset;
-  const int channels = rounded(shape_.c_enc[layer + 1]);
-  Out out = {at(step, encoder_ring(layer), 0), nullptr, planes_ * channels, 2 * channels, channels};
-  if (layer == 0) {
-    if (has_encoder0_floats_) out.floats = static_cast<float*>(at(step, encoder0_floats_ring(), 0));
-    row_->first(&plan.spec, taps, &out, part_of(plan.columns, thread, threads), part_of(plan.columns, thread + 1, threads));
-  } else {
-    row_->conv(&plan.conv, taps, &out, part_of(plan.conv.items, thread, threads), part_of(plan.conv.items, thread + 1, threads));
+  Out out = out_to(step, encoder_ring(layer), 0, 1);
+  if (layer > 0) return run_conv(step, plan, layer, &out, thread, threads);
+  if (has_encoder0_floats_) {
+    out.floats = static_cast<float*>(at(step, encoder0_floats_ring(), 0));
+    out.floats_step = 2 * out.channels;
   }
+  Tap taps[kMaxTaps];
+  point(step, plan.plain, taps);
+  row_->first(&plan.spec, taps, &out, part_of(plan.columns, thread, threads), part_of(plan.columns, thread + 1, threads));
+}
+
+// Neighbouring layers take the dear turn in different steps, so that all steps cost alike.
+void Network::run_conv(const Step& step, const PhasePlan& plan, int layer, Out* out, int thread, int threads) const {
+  Tap taps[kMaxTaps];
+  if (is_fast_) {
+    out->turn = (step.parity + layer) & 1 ? EK_REST : EK_WHOLE;
+    out->kept = reinterpret_cast<float*>(step.state + plan.kept);
+  }
+  point(step, !is_fast_ ? plan.plain : out->turn == EK_WHOLE ? plan.whole : plan.rest, taps);
+  row_->conv(&plan.conv, taps, out, part_of(plan.conv.items, thread, threads), part_of(plan.conv.items, thread + 1, threads));
 }
 
 // Returns the complex output, real and imaginary, in the row's format; every thread makes its own, which saves a meeting.
@@ -560,30 +629,29 @@ const void* const* Network::recur(const Step& step, int layer, const void* const
 void Network::project(const Step& step, const void* const x[2], int thread, int threads, char* scratch) const {
   const int frequencies = shape_.frequencies(shape_.depth), channels = rounded(shape_.c_dec[0]);
   float *re = reinterpret_cast<float*>(scratch), *im = reinterpret_cast<float*>(scratch + Arena::padded(4 * static_cast<size_t>(channels)));
-  char* frame = static_cast<char*>(at(step, decoder_ring(0), 0));
   for (int f = part_of(frequencies, thread, threads); f < part_of(frequencies, thread + 1, threads); f++) {
     row_->dense(&projection_[0][f], x[0], re, 0, projection_[0][f].items);
     row_->dense(&projection_[1][f], x[1], im, 0, projection_[1][f].items);
-    row_->store_row(re, im, projection_inv_scale_, frame + static_cast<size_t>(f) * rings_[decoder_ring(0)].row_bytes, channels, planes_);
+    const Out out = out_to(step, decoder_ring(0), f, 1);
+    row_->store_row(re, im, projection_inv_scale_, out.frame, channels, planes_);
+    if (out.change) row_->change_row(out.frame, out.before, out.change, channels, planes_);
   }
 }
 
 void Network::decode(const Step& step, int layer, int thread, int threads) const {
-  const int n = shape_.depth, channels = rounded(shape_.c_dec[layer + 1]);
+  const int n = shape_.depth;
   for (int phase = 0; phase < 2; phase++) {
     const PhasePlan& plan = decoder_[layer][phase];
     // Who gets the smaller share of one phase gets the larger of the other.
     const int part = phase == 0 ? thread : threads - 1 - thread;
-    Tap taps[kMaxTaps];
-    for (int t = 0; t < plan.n_taps; t++) taps[t].x = static_cast<const char*>(at(step, plan.taps[t].ring, plan.taps[t].age)) + plan.taps[t].offset;
-    if (layer == n - 1) {
-      row_->last(&plan.spec, taps, step.mask + phase, step.mask + shape_.bins() + phase, part_of(plan.columns, part, threads), part_of(plan.columns, part + 1, threads));
+    if (layer < n - 1) {
+      Out out = out_to(step, decoder_ring(layer + 1), phase, 2);
+      run_conv(step, plan, n + layer, &out, part, threads);
       continue;
     }
-    const Ring& ring = rings_[decoder_ring(layer + 1)];
-    char* row = static_cast<char*>(at(step, decoder_ring(layer + 1), 0)) + static_cast<size_t>(phase) * ring.row_bytes;
-    Out out = {ring.floats ? nullptr : row, ring.floats ? reinterpret_cast<float*>(row) : nullptr, 2 * planes_ * channels, 4 * channels, channels};
-    row_->conv(&plan.conv, taps, &out, part_of(plan.conv.items, part, threads), part_of(plan.conv.items, part + 1, threads));
+    Tap taps[kMaxTaps];
+    point(step, plan.plain, taps);
+    row_->last(&plan.spec, taps, step.mask + phase, step.mask + shape_.bins() + phase, part_of(plan.columns, part, threads), part_of(plan.columns, part + 1, threads));
   }
 }
 

@@ -16,7 +16,8 @@
 
 namespace ek {
 
-constexpr int kMaxRings = 2 * EK_MAX_DEPTH + 2;
+constexpr int kMaxFrames = 2 * EK_MAX_DEPTH + 2;
+constexpr int kMaxRings = 2 * kMaxFrames;  // of frames, then of their changes
 
 // A ring of frames [frequency][plane][channel] within the state.
 struct Ring {
@@ -33,12 +34,18 @@ struct TapPlan {
   ptrdiff_t offset;
 };
 
-struct PhasePlan {
-  Conv conv;       // every layer but the first and the last
-  ConvSpec spec;   // of these two
+// Where a phase's taps read, in one of its turns.
+struct Reads {
   TapPlan taps[kMaxTaps];
   int n_taps;
+};
+
+struct PhasePlan {
+  Conv conv;         // every layer but the first and the last
+  ConvSpec spec;     // of these two
+  Reads plain, whole, rest;
   int columns;
+  size_t kept;       // in the state; only where it takes turns
 };
 
 struct CellState {
@@ -71,7 +78,8 @@ struct Step {
 class Network {
  public:
   // Packs the weights into memory of its own. `is_bf16` with a row of f32: weights are rounded to bf16.
-  ek_status build(const WeightFile& file, const Row* row, Algorithm algorithm, bool is_bf16);
+  // `is_fast`: two steps for the products of one and a half; the row must have `change_row`.
+  ek_status build(const WeightFile& file, const Row* row, Algorithm algorithm, bool is_fast, bool is_bf16);
 
   size_t packed_bytes() const { return arena_.size(); }
   size_t state_bytes() const { return state_bytes_; }
@@ -91,7 +99,7 @@ class Network {
   int encoder_ring(int i) const { return 1 + i; }
   int encoder0_floats_ring() const { return 1 + shape_.depth; }
   int decoder_ring(int j) const { return 2 + shape_.depth + j; }  // the input of decoder j
-  int rings() const { return 2 + 2 * shape_.depth; }
+  static int change_ring(int ring) { return kMaxFrames + ring; }
   int last_skip_ring() const { return has_encoder0_floats_ ? encoder0_floats_ring() : encoder_ring(0); }
 
   void plan_rings();
@@ -100,6 +108,7 @@ class Network {
   void plan_decoder(int j, int phase, PhasePlan* plan, Source* sources) const;
   size_t place(const WeightFile& file, Arena* packed, void* scratch);
   size_t place_conv(const ConvTensors& tensors, bool is_transposed, int phase, int c_out, bool is_plain, const Source* sources, PhasePlan* plan, Arena* packed, void* scratch);
+  void plan_turns(PhasePlan* plan) const;
   size_t place_recurrent(const WeightFile& file, int layer, Arena* packed, void* scratch);
   size_t place_projection(const WeightFile& file, Arena* packed, void* scratch);
   size_t scratch_numbers() const;
@@ -113,12 +122,16 @@ class Network {
   void project(const Step& step, const void* const x[2], int thread, int threads, char* scratch) const;
   void decode(const Step& step, int layer, int thread, int threads) const;
   void clear(const Step& step, int ring) const;
+  void write_changes(const Step& step, int ring) const;
+  Out out_to(const Step& step, int ring, int phase, int phases) const;
+  void run_conv(const Step& step, const PhasePlan& plan, int layer, Out* out, int thread, int threads) const;
+  void point(const Step& step, const Reads& reads, Tap* taps) const;
   size_t thread_bytes() const;
 
   Shape shape_ = {};
   const Row* row_ = nullptr;
   Algorithm algorithm_ = EK_FOUR_MULT;
-  bool round_weights_ = false, has_encoder0_floats_ = false;
+  bool round_weights_ = false, has_encoder0_floats_ = false, is_fast_ = false;
   int planes_ = 2;
 
   Ring rings_[kMaxRings];

@@ -87,7 +87,7 @@ ek_status read_options(const ek_options* given, ek_options* options) {
     options->size = sizeof *options;
   }
   if (options->precision < EK_PRECISION_AUTO || options->precision > EK_PRECISION_INT8) return fail(EK_BAD_ARGUMENT, "%d is no precision", options->precision);
-  if (options->algorithm < EK_ALGORITHM_AUTO || options->algorithm > EK_ALGORITHM_GAUSS) return fail(EK_BAD_ARGUMENT, "%d is no algorithm", options->algorithm);
+  if (options->algorithm < EK_ALGORITHM_AUTO || options->algorithm > EK_ALGORITHM_FAST) return fail(EK_BAD_ARGUMENT, "%d is no algorithm", options->algorithm);
   if (options->threads < 1 || options->threads > EK_MAX_THREADS) return fail(EK_BAD_ARGUMENT, "%d threads; 1 to %d are possible", options->threads, EK_MAX_THREADS);
   return EK_OK;
 }
@@ -99,8 +99,10 @@ struct Choice {
   ek_algorithm algorithm;
 };
 
-// Where it was measured to be, on a whole frame at full width: by 15 to 20 %.
+// Where it was measured to be, on a whole frame at full width.
 bool is_gauss_faster(const Row& row) { return strcmp(row.name, "avx512_f32") == 0 || strcmp(row.name, "avx2_f32") == 0; }
+
+bool has_fast(const Row& row) { return row.change_row != nullptr; }
 
 ek_status choose(const WeightFile& file, const ek_options& options, Choice* choice) {
   const bool is_int8 = file.format == STORED_I8;
@@ -118,10 +120,20 @@ ek_status choose(const WeightFile& file, const ek_options& options, Choice* choi
   if (choice->algorithm == EK_ALGORITHM_GAUSS && choice->precision != EK_PRECISION_FP32) {
     return fail(EK_UNSUPPORTED, "Gauss's three products are for fp32 alone: sums of two int8 or bf16 numbers do not fit their format");
   }
+  if (choice->algorithm == EK_ALGORITHM_FAST && !has_fast(*choice->row)) {
+    return fail(EK_UNSUPPORTED, "the kernels %s cannot share products between frames; four_mult is what they have%s", choice->row->name,
+                is_int8 ? ", for what changes between two int8 numbers does not fit int8" : "");
+  }
   if (choice->algorithm == EK_ALGORITHM_AUTO) {
-    choice->algorithm = choice->precision == EK_PRECISION_FP32 && is_gauss_faster(*choice->row) ? EK_ALGORITHM_GAUSS : EK_ALGORITHM_FOUR_MULT;
+    const bool is_scalar = strncmp(choice->row->name, "scalar", 6) == 0;  // the definition stays the plain form
+    choice->algorithm = has_fast(*choice->row) && !is_scalar ? EK_ALGORITHM_FAST
+                        : choice->precision == EK_PRECISION_FP32 && is_gauss_faster(*choice->row) ? EK_ALGORITHM_GAUSS : EK_ALGORITHM_FOUR_MULT;
   }
   return EK_OK;
+}
+
+bool takes_gauss(const Choice& choice) {
+  return choice.algorithm == EK_ALGORITHM_GAUSS || (choice.algorithm == EK_ALGORITHM_FAST && choice.precision == EK_PRECISION_FP32 && is_gauss_faster(*choice.row));
 }
 
 void describe(const WeightFile& file, ek_info* info) {
@@ -289,7 +301,7 @@ ek_status open_model(const void* bytes, size_t n, const ek_options* given, ek_mo
   ek_model* made = new (std::nothrow) ek_model();
   if (!made) return fail(EK_NO_MEMORY, "no memory for a model");
   made->shape = file.shape;
-  status = made->network.build(file, choice.row, choice.algorithm == EK_ALGORITHM_GAUSS ? EK_GAUSS : EK_FOUR_MULT, choice.precision == EK_PRECISION_BF16);
+  status = made->network.build(file, choice.row, takes_gauss(choice) ? EK_GAUSS : EK_FOUR_MULT, choice.algorithm == EK_ALGORITHM_FAST, choice.precision == EK_PRECISION_BF16);
   if (status == EK_OK && !made->tables.reserve(Stft::bytes(file.shape))) status = fail(EK_NO_MEMORY, "no memory for the transform's tables");
   if (status != EK_OK) {
     delete made;

@@ -2,6 +2,7 @@
 // vector widths. Buffers have exactly the documented size, so that AddressSanitizer sees a read too far.
 //
 //     rows [--rounds N] [--seed N] [--list] [row names ...]       exit status 1: a row differs; 2: a named row cannot run here
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -175,6 +176,7 @@ void test_conv(const Row* row, const Shape& shape, Algorithm algorithm, Kind kin
     }
     for (int o = 0; o < c_out; o++) affine[part].push_back(uniform() * per_sum), affine[2 + part].push_back(0.1f * uniform());
   }
+  for (int part = 0; part < 2; part++) w[part].shrink_to_fit(), q[part].shrink_to_fit(), affine[part].shrink_to_fit(), affine[2 + part].shrink_to_fit();
   ConvSpec spec{};
   spec.c_out = c_out, spec.columns = columns, spec.n_taps = n_taps, spec.algorithm = algorithm;
   for (int part = 0; part < 2; part++) {
@@ -237,8 +239,8 @@ void test_conv(const Row* row, const Shape& shape, Algorithm algorithm, Kind kin
 
 // One vector in a row's format, exactly rounded(n) elements.
 Buffer vector_of(const Row* row, const std::vector<float>& x) {
-  std::vector<float> padded(x);
-  padded.resize(rounded(static_cast<int>(x.size())), 0.0f);
+  std::vector<float> padded(rounded(static_cast<int>(x.size())), 0.0f);
+  std::copy(x.begin(), x.end(), padded.begin());
   Buffer memory(padded.size() * row->element_bytes);
   row->store(padded.data(), 127.0f, memory.data, static_cast<int>(padded.size()));
   return memory;
@@ -276,6 +278,7 @@ void test_cell(const Row* row, CellKind kind, int hidden, const std::vector<int>
     for (int s : segments) x[k].push_back(random_vector(s, 1.0f));
     h[k] = random_vector(hidden, 1.0f), c[k] = random_vector(hidden, 2.0f);
     h[k].resize(wide, 0.0f), c[k].resize(wide, 0.0f);
+    h[k].shrink_to_fit(), c[k].shrink_to_fit();
   }
   std::vector<Buffer> h_new[2];
   for (int side = 0; side < 2; side++) {

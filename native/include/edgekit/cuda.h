@@ -23,9 +23,6 @@
 extern "C" {
 #endif
 
-/* An ek_status beside those of edgekit.h: a call to CUDA failed; ek_last_message() has CUDA's own words. */
-#define EK_CUDA_FAILED ((ek_status)16)
-
 #define EK_CUDA_MAX_STREAMS 4096
 
 typedef enum ek_cuda_precision {

@@ -38,7 +38,8 @@ typedef enum ek_status {
   EK_UNSUPPORTED = 4,   /* this CPU, this build or these weights cannot do what the options ask */
   EK_NO_MEMORY = 5,
   EK_BAD_AUDIO = 6,     /* a sample is NaN, infinite or beyond +-65536; the stream is as before the call */
-  EK_BAD_STATE = 7      /* a saved state that is damaged or belongs to another model, row of kernels or precision */
+  EK_BAD_STATE = 7,     /* a saved state that is damaged or belongs to another model, row of kernels or precision */
+  EK_CUDA_FAILED = 16   /* of cuda.h only: a call to CUDA failed; ek_last_message() has CUDA's own words */
 } ek_status;
 
 EK_API const char* ek_version(void);
@@ -61,7 +62,8 @@ typedef enum ek_precision {
 typedef enum ek_algorithm {
   EK_ALGORITHM_AUTO = 0,
   EK_ALGORITHM_FOUR_MULT = 1,
-  EK_ALGORITHM_GAUSS = 2  /* three real products instead of four; fp32 only */
+  EK_ALGORITHM_GAUSS = 2, /* three real products instead of four; fp32 only */
+  EK_ALGORITHM_FAST = 3   /* two frames for the products of one and a half, besides Gauss in fp32; fp32 and bf16, where the kernels have it */
 } ek_algorithm;
 
 /* Start from EK_OPTIONS_INIT. `size` lets a newer library accept an older caller's struct. */
