@@ -12,6 +12,8 @@ A backend is a module, cheap to import, with
     simulates(target) -> bool                   optional, with EXECUTES: what runs here computes the artifact's integers, but is not the artifact
     placement(folder, engine, target) -> {node: unit}   optional: which unit of the device runs a layer, such as npu or cpu
     flow(graph_flow) -> flow                    optional: the artifact's flow, where its one engine computes the whole flow of the graphs
+    optional(target) -> {distribution: version} optional: what compile uses if it is installed, "none" where it is not
+    gated(engine, model, target) -> {compiler, form, precisions: {node: precision}} or None    optional: what a compiler of its family, on this host, makes of the graph
     open_deployed(folder, target, threads=None) optional: as the device runs it, where that is not the parity session
 
 `target` is `Target.spec()`. A session is called with {input: array} and gives {output: array}, batch 1

@@ -5,7 +5,9 @@ graph after an hour of building is a bad place to learn it.
 
 Where the backend runs here, its float form is compiled too (`float/`, not delivered): verify tells
 by it what the lowering broke from what the integers cost. Coverage is then read out of the built
-engines (grade `measured`), elsewhere it is what the target's table promises (`declared`).
+engines (grade `measured`), elsewhere it is what the target's table promises (`declared`). Where a
+compiler of the same family runs here, it compiles the graphs too, and what it made of each layer
+stands beside that (`gate`), never in its place: it is not the device's compiler.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ GRAPH_FLOW = "graph_flow.json"  # of the graphs, where the artifact's own flow i
 
 
 def tools(target: Target) -> dict[str, str | None]:
-    return backends.get(target.backend).versions(target.spec())
+    backend = backends.get(target.backend)
+    return {**backend.versions(target.spec()), **(backend.optional(target.spec()) if hasattr(backend, "optional") else {})}
 
 
 def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Source]]:
@@ -85,12 +88,15 @@ def run(job: Job) -> None:
     note(f"compiling for {target['backend']}")
     backend.compile(backends.Kit(tuple(engines), target, prune), job.out)
 
-    rows, grades, names = [], set(), {}
+    rows, grades, names, gates = [], set(), {}, {}
     for engine in engines:
+        gated = backend.gated(engine, models[engine.name], target) if hasattr(backend, "gated") else None
+        if gated is not None:
+            gates[engine.name] = gated
         measured = backend.coverage(job.out / "engines" / engine.name, engine, target)
         grades.add("declared" if measured is None else "measured")
         placed = backend.placement(job.out / "engines" / engine.name, engine, target) if hasattr(backend, "placement") else None
-        rows += _coverage(engine, models[engine.name], target, measured, placed, skipped[engine.name], runs[engine.name])
+        rows += _coverage(engine, models[engine.name], target, measured, placed, skipped[engine.name], runs[engine.name], gated)
         names[engine.name] = _names(models[engine.name], ranges[engine.name])
     for file in ("preprocess.json", "io.json"):
         shutil.copyfile(prune / file, job.out / file)
@@ -104,6 +110,9 @@ def run(job: Job) -> None:
     if total and any("unit" in row for row in rows):
         units = sorted({row["unit"] for row in rows})
         summary["units"] = {unit: sum(row["macs"] * row["runs_per_window"] for row in rows if row["unit"] == unit) / total for unit in units}
+    if gates:
+        gated_int8 = sum(row["macs"] * row["runs_per_window"] for row in rows if row["gate"] == "int8")
+        summary["gate"] = {"compiler": next(iter(gates.values()))["compiler"], "form": next(iter(gates.values()))["form"], "int8_macs": gated_int8 / total if total else 0.0}
     write_json(job.out / "coverage.json", summary)
     write_json(job.out / "names.json", names)
     write_json(job.out / "target.json", target)
@@ -143,8 +152,9 @@ def _coverage(
     placed: dict[str, str] | None,
     skipped: dict[str, str],
     runs: int,
+    gated: dict[str, Any] | None,
 ) -> list[dict[str, Any]]:
-    """One row for every layer with MACs: its precision, as read out of the engine or as declared, and why it is not INT8."""
+    """One row for every layer with MACs: its precision, as read out of the engine or as declared, and why it is not INT8; beside it what a compiler here made of it."""
     from edgekit import graph
 
     ops = {node.name: node.op_type for node in model.graph}
@@ -156,6 +166,8 @@ def _coverage(
         if precision != "int8" and declared == "int8":
             reason = f"declared INT8, the engine runs it in {precision}" if precision != "not found" else "declared INT8, not found in the engine"
         where = {} if placed is None else {"unit": placed.get(node, "unknown")}
+        if gated is not None:
+            where["gate"] = gated["precisions"][node]
         rows.append({**where, "engine": engine.name, "node": node, "op": ops[node], "macs": macs, "runs_per_window": runs, "declared": declared, "precision": precision, "reason": reason})
     return rows
 
