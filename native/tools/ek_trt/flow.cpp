@@ -146,22 +146,6 @@ Flow read_flow(const std::string& text, const std::string& where) {
   return flow;
 }
 
-Flow flow_of(const Engine& engine, const std::string& name) {
-  Flow flow;
-  Step step;
-  step.engine = name;
-  for (const Port& port : engine.inputs()) {
-    flow.inputs.push_back(port);
-    step.feed.push_back({port.name, port.name});
-  }
-  for (const Port& port : engine.outputs()) {
-    flow.outputs.push_back(port.name);
-    step.give.push_back({port.name, port.name});
-  }
-  flow.steps.push_back(step);
-  return flow;
-}
-
 Tensors run_flow(const Flow& flow, const Engines& engines, const Tensors& inputs, const Run& run) {
   Tensors tensors;
   for (const Port& port : flow.inputs) {

@@ -53,9 +53,6 @@ struct Flow {
 
 Flow read_flow(const std::string& text, const std::string& where);
 
-// A flow of one engine whose tensors keep the engine's own shapes, batch included.
-Flow flow_of(const Engine& engine, const std::string& name);
-
 using Engines = std::map<std::string, std::unique_ptr<Engine>>;
 using Tensors = std::map<std::string, Tensor>;
 // Runs an engine; the one place where a run is timed.
