@@ -9,9 +9,11 @@ import shutil
 import sys
 import tomllib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from edgekit import backends, document, plugins, tools
+from edgekit.errors import ToolMissing
 from edgekit.target import load_target
 
 NEEDED_BYTES = 5 * 10**9  # environment 2 GB, cache and generated clips of the demo 1 GB, and room
@@ -39,6 +41,7 @@ def examine(cache_root: Path) -> list[Finding]:
     for extra, requirement in requirements():
         findings.append(_package(extra, requirement))
     findings += [_tool(name) for name in tools.TOOLS]
+    findings += _native_ops()
     findings += [Finding(f"{p.kind} {p.name}", p.version, f"{p.distribution} ({p.module})", True, False) for p in plugins.third_party()]
     shipped = document.shipped("targets")
     findings += [_target(path) for path in sorted(shipped.glob("*.yaml"))] if shipped else []
@@ -98,6 +101,37 @@ def _tool(name: str) -> Finding:
     tool, version = tools.TOOLS[name], tools.version(name)
     ok = version == tool.wanted
     return Finding(name, version or "-", f"{tool.wanted} ({tool.purpose})", ok, False, "" if ok else tools.install_hint(name))
+
+
+def _native_ops() -> list[Finding]:
+    """Whether torch and OpenVINO, where they are installed, get the fused complex convolution of edgekit-native; both are really loaded."""
+    from edgekit import ops
+
+    checks = {"torch": ops.native_ops, "openvino": _openvino_extension}
+    findings = []
+    for runtime, check in checks.items():
+        if find_spec(runtime) is None:
+            continue
+        works, where = check()
+        reason, _, hint = where.partition("\n  hint: ")
+        needed = f"edgekit-native, built where {runtime} is seen; without, plain convolutions"
+        findings.append(Finding(f"native {runtime} ops", "fused" if works else "-", needed, works, False, "" if works else hint or reason))
+    return findings
+
+
+def _openvino_extension() -> tuple[bool, str]:
+    """(whether OpenVINO takes the extension, where it is or why not), as `ops.native_ops` says it of torch's."""
+    from edgekit import ops
+    from edgekit.backends.openvino import runtime
+
+    try:
+        path = ops.openvino_extension()
+        runtime().Core().add_extension(path)
+    except ToolMissing as missing:
+        return False, str(missing)
+    except Exception as error:  # RuntimeError, or whatever else OpenVINO's version makes of a library that does not fit it
+        return False, f"{path} does not load: {str(error).strip().splitlines()[-1]}"
+    return True, str(path)
 
 
 def _target(path: Path) -> Finding:

@@ -59,3 +59,27 @@ def test_a_failed_install_is_5_and_leaves_the_tool_missing(run, monkeypatch):
     result = run("doctor", "--install", "vela")
     assert result.exit_code == 5 and "pip could not install ethos-u-vela==5.2.0" in result.stderr
     assert tools.version("vela") is None
+
+
+def test_fused_ops_count_only_where_they_load(monkeypatch, tmp_path):
+    from edgekit import ops
+
+    monkeypatch.setattr(doctor, "find_spec", lambda name: name == "torch" or None)
+    monkeypatch.setattr(ops, "native_ops", lambda: (True, "somewhere/libedgekit_torch.so"))
+    [row] = doctor._native_ops()
+    assert (row.name, row.found, row.ok, row.required, row.hint) == ("native torch ops", "fused", True, False, "")
+    monkeypatch.setattr(ops, "native_ops", lambda: (False, "no library\n  hint: pip install it"))
+    [row] = doctor._native_ops()
+    assert (row.found, row.ok, row.hint) == ("-", False, "pip install it")
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    assert doctor._native_ops() == []
+
+
+def test_an_openvino_extension_that_does_not_load_says_why(monkeypatch, tmp_path):
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("EDGEKIT_NATIVE", str(tmp_path))
+    works, where = doctor._openvino_extension()
+    assert not works and where.startswith(str(tmp_path)) and "hint: pip install" in where
+    (tmp_path / "libedgekit_openvino.so").write_bytes(b"no library")
+    works, where = doctor._openvino_extension()
+    assert not works and "does not load" in where and "\n" not in where
