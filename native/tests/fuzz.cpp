@@ -97,7 +97,7 @@ void weights(uint64_t seed, uint64_t* opened) {
   ek_options options = EK_OPTIONS_INIT;
   if (random.one_in(3)) options.isa = "scalar";
   if (shape.format != ek::STORED_I8 && random.one_in(4)) options.precision = EK_PRECISION_BF16;
-  else if (shape.format != ek::STORED_I8 && random.one_in(3)) options.algorithm = EK_ALGORITHM_GAUSS;
+  else if (shape.format != ek::STORED_I8 && random.one_in(3)) options.algorithm = random.one_in(2) ? EK_ALGORITHM_GAUSS : EK_ALGORITHM_FOUR_MULT;
   ek_model* model = nullptr;
   const ek_status status = ek_model_open_memory(exact, bytes.size(), &options, &model);
   must((status == EK_OK) == (model != nullptr), "a status and a model do not agree", seed);
