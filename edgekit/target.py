@@ -16,6 +16,7 @@ from edgekit.document import Schema, Text
 from edgekit.errors import RecipeError, TargetError
 
 Fact = str | int | float | bool | list[str] | list[int] | list[float] | None
+Value = str | int | float | list[int] | list[float]
 
 
 class Runtime(Schema):
@@ -92,12 +93,47 @@ class OpRule(Schema):
     cell: Literal["int8", "float"] | None = Field(None, description="of Scan: gates and cell state of a recurrent step in INT8 too, or (the default) only its products and h")
     rewrite: Rewrite | None = Field(None, description="taken only after this rewrite")
     max_opset: int | None = None
+    constant_inputs: tuple[int, ...] | None = Field(None, description="inputs, from 0, that must be constants where they are given")
+    outputs: int | None = Field(None, description="at most so many outputs that somebody reads")
+    attributes: dict[str, list[Value]] | None = Field(None, description="what an attribute may be where it is given, such as {layout: [0]}")
     note: str | None = None
     source: str | None = None
 
     def takes_int8(self, rank: int | None = None) -> bool:
         """Whether this op may run in INT8 at this rank of its data input."""
         return self.int8 and (rank is None or not self.int8_ranks or rank in self.int8_ranks)
+
+
+class UnitRule(Schema):
+    """What an accelerator takes of one ONNX op. Pairs are [smallest, largest], of height and width alike."""
+
+    ranks: tuple[int, ...] = Field((4,), description="of the data input")
+    kernel: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    padding: tuple[int, int] | None = None
+    dilation: tuple[int, int] | None = None
+    padding_below_kernel: bool = Field(False, description="padding must be smaller than the kernel")
+    channels: tuple[int, int] | None = Field(None, description="of the output")
+    groups: tuple[int, int] | None = None
+    axis: int | None = Field(None, description="the only axis, counted from the end: -3 is the channels of N, C, H, W")
+    constant_inputs: tuple[int, ...] = Field((), description="inputs, from 0, that must be constants where they are given")
+    computed_inputs: tuple[int, ...] = Field((), description="inputs, from 0, that must not be constants")
+    attributes: dict[str, list[Value]] = Field({})
+    dtypes: tuple[Literal["int8", "fp16"], ...] = ("int8", "fp16")
+    note: str | None = None
+    source: str | None = None
+
+
+class Unit(Schema):
+    """An accelerator beside the device's main processor that runs some layers, such as a DLA."""
+
+    name: Text
+    cores: Annotated[int, Field(ge=1)]
+    batch_max: Annotated[int, Field(ge=1)]
+    dim_max: Annotated[int, Field(ge=1, description="of every dimension but the batch")]
+    explicit: bool = Field(description="whether its compiler takes Q/DQ graphs; if not, scales come from a calibration cache")
+    ops: dict[str, UnitRule]
+    sources: tuple[Text, ...] = ()
 
 
 class Target(Schema):
@@ -115,6 +151,7 @@ class Target(Schema):
     floats: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="what the layers run in that are not INT8")
     ops: dict[str, OpRule]
     rewrites: tuple[Text, ...] = ()
+    unit: Unit | None = Field(None, description="an accelerator that may take layers; reports say which")
     sources: tuple[Text, ...] = ()
 
     _path: Path = PrivateAttr(Path())
@@ -134,7 +171,9 @@ class Target(Schema):
     def spec(self) -> dict[str, Any]:
         """What of a target enters a cache key: rules, without prose and sources."""
         data = self.model_dump(mode="json", exclude_none=True, exclude={"description", "sources"})
-        for rule in data["ops"].values():
+        if "unit" in data:
+            data["unit"].pop("sources")
+        for rule in (*data["ops"].values(), *data.get("unit", {}).get("ops", {}).values()):
             rule.pop("note", None)
             rule.pop("source", None)
         return data
@@ -211,7 +250,32 @@ def _fault(target: Target, use: dict[str, Any], opset: int, rewritten: bool) -> 
         return f"has rank {use['rank']}, taken: {_listed(rule.ranks)}"
     if rule.max_opset is not None and opset > rule.max_opset:
         return f"is of opset {opset}, taken up to {rule.max_opset}"
+    given = list(zip(use.get("inputs", ()), use.get("const_inputs", ()), strict=True))
+    for i in rule.constant_inputs or ():
+        if i < len(given) and given[i][0] != -1 and not given[i][1]:
+            return f"computes its input {i}, which must be a constant"
     return None
+
+
+def attribute_faults(target: Target, op: str, attributes: Mapping[str, Any], outputs: int) -> list[str]:
+    """What of one node's attributes the table does not take.
+
+    Args:
+        attributes: as they are written; one that is left out has its default, which is taken.
+        outputs: how many of the node's outputs somebody reads.
+    """
+    rule = target.ops.get(op)
+    if rule is None:
+        return []
+    found = []
+    for name, taken in (rule.attributes or {}).items():
+        value = attributes.get(name, taken[0])
+        value = list(value) if isinstance(value, (tuple, list)) else value
+        if value not in taken:
+            found.append(f"has {name} {value}, taken: {_listed(taken)}")
+    if rule.outputs is not None and outputs > rule.outputs:
+        found.append(f"has {outputs} outputs that are used, taken: {rule.outputs}")
+    return found
 
 
 def _listed(values: Iterable[Any]) -> str:

@@ -22,7 +22,7 @@ from edgekit.errors import TargetError
 from edgekit.formats import read_json, write_json
 from edgekit.progress import note
 from edgekit.stages import Job
-from edgekit.target import Target, problems
+from edgekit.target import Target, attribute_faults, problems
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -132,6 +132,9 @@ def _check(spec: dict[str, Any], engine: str, model: ir.Model) -> None:
     found = problems(target, table, rewritten=True)
     found += [f"operators of `{domain}` are used, only ONNX's own are taken" for domain in model.graph.opset_imports if domain and domain not in target.domains]
     for node in model.graph:
+        read = sum(bool(value.uses()) or value.is_graph_output() for value in node.outputs)
+        attributes = {a.name: a.value for a in node.attributes.values()}
+        found += [f"`{node.name}` ({node.op_type}) {fault}" for fault in attribute_faults(target, node.op_type, attributes, read)]
         # Shapes, axes and indices that are computed would be INT64 arithmetic on the device.
         for i, value in enumerate(node.inputs):
             if value is not None and graph.constant(value) is None and graph.dtype_name(value) == "int64":

@@ -37,6 +37,7 @@ SEMANTICS = 6  # 6: kernels whose own scale is too coarse. 5: what a Concat join
 TOOLS = ("onnx", "onnx_ir", "onnxruntime", "numpy")
 
 PROOF_CLIPS = 2
+CHECKED_LATER = ("constant_inputs", "outputs", "attributes")  # of an op rule: export's business, and not in this stage's key
 
 
 def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Source]]:
@@ -45,7 +46,7 @@ def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Sour
         **(recipe.section("quantize") or {}),
         "numbers": rules["numbers"],
         "rewrites": rules.get("rewrites", []),
-        "int8": {op: rule for op, rule in rules["ops"].items() if rule.get("int8") or "." in op},
+        "int8": {op: {key: value for key, value in rule.items() if key not in CHECKED_LATER} for op, rule in rules["ops"].items() if rule.get("int8") or "." in op},
     }
     data = open_dataset(recipe.calibrate.data, "calibration", recipe.calibrate.clips, recipe.dir, recipe.cache_root)
     return spec, {"data": data}

@@ -10,6 +10,7 @@ import pytest
 from edgekit import graph
 from edgekit.backends.tensorrt import forms, gate
 from edgekit.errors import TargetError, ToolMissing
+from tests.backends.tensorrt import recipes
 from tests.backends.tensorrt.nets import make
 
 needs_rtx = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx is not installed: pip install 'edgekit[tensorrt]'")
@@ -108,3 +109,15 @@ def test_without_the_package_it_says_how_to_get_it(tmp_path, monkeypatch):
     with pytest.raises(ToolMissing, match="tensorrt-rtx") as caught:
         gate.build(make(tmp_path)[0], "main")
     assert caught.value.exit_code == 5 and "edgekit[tensorrt]" in caught.value.hint
+
+
+@needs_rtx
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_passes_the_gate_and_runs_what_it_declares_in_int8(graphs_of, name):
+    """Forms 10 and 11 of every engine, from the recipe's own checkpoint."""
+    for engine in graphs_of(name):
+        macs = graph.count_macs(engine.model)
+        made = gate.check(engine.integer, engine.fp32, engine.engine, macs)
+        assert {node for node, precision in made["precisions"].items() if precision == "int8"} == set(engine.chosen.int8)
+        loops = {node.name for node in engine.model.graph if node.op_type in graph.LOOP_OPS}
+        assert {node for node, precision in made["precisions"].items() if precision == "not found"} <= loops  # an unrolled loop may keep no name
