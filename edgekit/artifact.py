@@ -46,6 +46,16 @@ class FileSource:
         return file_digest(self.path)
 
 
+@dataclass(frozen=True)
+class FolderSource:
+    """A folder, by the content of its files."""
+
+    path: Path
+
+    def digest(self) -> str:
+        return directory_digest(self.path)
+
+
 @functools.cache
 def tool_version(distribution: str) -> str | None:
     """The installed version of a distribution, None if there is none."""

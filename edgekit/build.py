@@ -17,7 +17,7 @@ from typing import Any
 
 from edgekit import artifact, stages
 from edgekit import target as targets
-from edgekit.bundle import pack
+from edgekit.bundle import HELDOUT, pack
 from edgekit.cache import Cache, Entry, require_folder
 from edgekit.errors import EdgekitError, IntegrityError, RecipeError, UsageError
 from edgekit.formats import read_json
@@ -64,11 +64,11 @@ def build(recipe: str | Path | Recipe, overrides: Iterable[str] = (), cache_root
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides, cache_root)
     require_folder(Path(out), "--out")
-    _require_ours(Path(out) / recipe.name)
+    _require_ours(Path(out) / recipe.output_name)
     with Cache(recipe.cache_root) as cache:
         done, ran = run_stages(recipe, cache)
-        bundle, archive, report = deliver(recipe.name, done["package"], cache, Path(out))
-    return Result(recipe.name, bundle, archive, report, tuple(ran), {name: entry.out for name, entry in done.items()})
+        bundle, archive, report = deliver(recipe.output_name, done["package"], cache, Path(out), done["verify"].out / HELDOUT if "verify" in done else None)
+    return Result(recipe.output_name, bundle, archive, report, tuple(ran), {name: entry.out for name, entry in done.items()})
 
 
 def run_stages(recipe: Recipe, cache: Cache, only: Container[str] = stages.STAGES) -> tuple[dict[str, Entry], list[str]]:
@@ -113,7 +113,8 @@ def _check(target: Target, load: Entry) -> None:
 
 def _remember(recipe: Recipe, done: dict[str, Entry], cache: Cache) -> None:
     """Note what was built, for `edgekit why`."""
-    cache.remember(recipe.name, {name: entry.parts for name, entry in done.items()})
+    origin = {"origin": {"path": str(recipe.path.absolute()), "overrides": list(recipe.overrides)}}
+    cache.remember(recipe.output_name, {name: entry.parts for name, entry in done.items()}, **origin)
 
 
 def reuse_or_run(draft: Draft, done: dict[str, Entry], cache: Cache) -> tuple[Entry, bool]:
@@ -147,8 +148,10 @@ def build_all(recipes: Iterable[Recipe | EdgekitError], out: Path = DEFAULT_OUT)
             yield error
 
 
-def deliver(name: str, package: Entry, cache: Cache, out: Path) -> tuple[Path, Path | None, dict[str, Any]]:
+def deliver(name: str, package: Entry, cache: Cache, out: Path, heldout: Path | None = None) -> tuple[Path, Path | None, dict[str, Any]]:
     """Lay package's output into build/<name>/ and build/<name>.tar.zst; untouched if they hold it already.
+
+    Held-out clips for a device, where the bundle names them, go to build/<name>.heldout.tar.
 
     Returns:
         (bundle, archive or None after a failed gate, report).
@@ -167,6 +170,7 @@ def deliver(name: str, package: Entry, cache: Cache, out: Path) -> tuple[Path, P
                 _replace(source, bundle, archive if may_ship else None, stale=archive)
             delivered["archive"] = _digest_or_none(archive) if may_ship else None
             cache.remember(name, {}, delivered=delivered)
+        _lay_heldout(heldout if may_ship and (source / "heldout.txt").is_file() else None, out / f"{name}.{HELDOUT}", cache)
     return bundle, archive if may_ship else None, report
 
 
@@ -194,6 +198,22 @@ def _replace(source: Path, bundle: Path, archive: Path | None, stale: Path) -> N
         packed.unlink(missing_ok=True)
         for folder in (new, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lay_heldout(source: Path | None, target: Path, cache: Cache) -> None:
+    """Held-out clips beside the bundle they belong to; none of an older build stays."""
+    if source is None or not source.is_file():
+        target.unlink(missing_ok=True)
+        return
+    if target.is_file() and artifact.file_digest(target) == artifact.file_digest(source):
+        return
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    with cache.resources():
+        try:
+            shutil.copyfile(source, part)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _require_ours(bundle: Path) -> None:

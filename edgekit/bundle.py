@@ -19,8 +19,12 @@ from edgekit.artifact import hash_file, sha256_of, tree
 from edgekit.errors import DataError, IntegrityError, ResourceError, ToolMissing
 
 MANIFEST = "manifest.json"
-# What a device adds beside the files of the host; never part of the bundle itself.
+# What finish.sh adds beside the files of the host; never part of the bundle itself.
 RESULT = "result"
+_OF_THE_DEVICE = (f"{RESULT}/", f"{RESULT}.part/")
+_LOCK = f"{RESULT}.lock"
+# Held-out clips for a device that finishes the artifact; beside the bundle NAME they are NAME.heldout.tar.
+HELDOUT = "heldout.tar"
 
 MAX_TOTAL_BYTES = 16 << 30
 MAX_FILES = 20_000
@@ -75,7 +79,7 @@ class Bundle:
                 raise IntegrityError(f"{self.source}/{MANIFEST}: {_shown(name)} {fault}")
         if not _is_sealed(self.manifest):
             raise IntegrityError(f"{self.source}/{MANIFEST}: does not match its own sha256", "get the bundle again, and do not flash this one")
-        found = {name for name in files_of(self.path) if name != MANIFEST and not name.startswith(f"{RESULT}/")}
+        found = {name for name in files_of(self.path) if name not in (MANIFEST, _LOCK) and not name.startswith(_OF_THE_DEVICE)}
         faults = [f"{_shown(n)} is missing" for n in sorted(listed.keys() - found)]
         faults += [f"{_shown(n)} is not in the manifest" for n in sorted(found - listed.keys())]
         for name in sorted(found & listed.keys()):

@@ -9,6 +9,7 @@
       history/<recipe>.json     the keys of a recipe's last build, for `edgekit why`
       digests.json              sha256 of files seen before
       data/  training/          clips of generated data sets, states of `edgekit train`; gc leaves them
+      results/<sha256>/         what devices brought back, see `edgekit adopt`; gc leaves them
 
 An entry is published by one rename after its stage returned, so it is whole or absent. One
 that was damaged afterwards counts as absent. Failures are never kept.
@@ -276,7 +277,7 @@ class Cache:
     def gc(self, keep_bytes: int) -> tuple[list[str], int]:
         """Delete least recently used entries and old scratch until at most `keep_bytes` are left.
 
-        Entries in use and builds under way are never touched; `data/` and `training/` stay.
+        Entries in use and builds under way are never touched; `data/`, `training/` and `results/` stay.
 
         Returns:
             (what was removed, bytes freed).
@@ -438,7 +439,7 @@ def _unique_files(folder: Path) -> dict[tuple[int, int], int]:
     sizes = {}
     for parent, folders, files in os.walk(folder):
         if parent == str(folder):
-            folders[:] = [name for name in folders if name not in ("data", "training")]
+            folders[:] = [name for name in folders if name not in ("data", "training", "results")]
         for name in files:
             with contextlib.suppress(OSError):
                 status = os.lstat(os.path.join(parent, name))

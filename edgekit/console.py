@@ -72,13 +72,13 @@ def show_report(console: Console, name: str, report: dict[str, Any]) -> None:
 def show_gates(console: Console, gates: list[dict[str, Any]], report: dict[str, Any] | None = None) -> None:
     for gate in gates:
         unit, digits = _written(report or {}, gate["name"])
-        undecided = gate.get("verdict") == "inconclusive"
-        mark, style = ("pass", "green") if gate["pass"] else ("open", "yellow") if undecided else ("FAIL", "red")
+        undecided, waits = gate.get("verdict") == "inconclusive", gate.get("verdict") == "pending-device"
+        mark, style = ("pass", "green") if gate["pass"] else ("open", "yellow") if undecided or waits else ("FAIL", "red")
         is_change = gate.get("kind", gate["name"]).endswith(("increase", "decrease"))
         between = interval(gate, "+" if is_change else "", digits) if gate.get("low") is not None else number(gate.get("value"), digits)
         between += f" {unit}" if unit else ""
         name = f"{gate['name']} {gate['kind']}" if "kind" in gate else gate["name"]
-        why = "; the interval reaches past the limit: more clips would decide" if undecided else ""
+        why = "; the interval reaches past the limit: more clips would decide" if undecided else "; to be measured on the device" if waits else ""
         console.print(f"  [{style}]{mark}[/]  {escape(name)}  {between}, limit {limit(gate['limit'])}{why}", highlight=False)
 
 
@@ -172,7 +172,7 @@ def show_bundle(console: Console, path: Path, manifest: dict[str, Any], report: 
     target, model, versions = (manifest.get(key) or {} for key in ("target", "model", "versions"))
     runtime = target.get("runtime") or {}
     facts = {
-        "target": f"{target.get('name')}, {runtime.get('name')} {runtime.get('version')}, engines {_built(target.get('build_on'))}",
+        "target": f"{target.get('name')}, {runtime.get('name')} {runtime.get('version')}, engines {_built('measured' if manifest.get('device') else target.get('build_on'))}",
         "model": f"{model.get('model')} {model.get('config_name')}",
         "made with": ", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
     }
@@ -184,7 +184,9 @@ def show_bundle(console: Console, path: Path, manifest: dict[str, Any], report: 
 
 
 def _built(build_on: Any) -> str:
-    return "to be built on the device: sh build.sh" if build_on == "device" else "built on the host"
+    if build_on == "measured":
+        return "built and measured on a reference board"
+    return "to be built on the device: sh finish.sh" if build_on == "device" else "built on the host"
 
 
 def millions(count: float) -> str:

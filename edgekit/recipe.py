@@ -150,7 +150,9 @@ HIGHER_IS_BETTER = (
     "si_sdr", "stoi", "pesq",
 )  # fmt: skip
 OWN_VALUE_ONLY = ("int8_macs", "agreement")  # agreement: share of clips where the artifact chooses the pruned model's class, in %
-GATES = (*LOWER_IS_BETTER, *HIGHER_IS_BETTER, *OWN_VALUE_ONLY)
+# Of one window, 99th percentile, and of all engines loaded; only a device's result can say, until then `pending-device`.
+DEVICE_GATES = ("latency_ms", "device_memory_mib")
+GATES = (*LOWER_IS_BETTER, *HIGHER_IS_BETTER, *OWN_VALUE_ONLY, *DEVICE_GATES)
 OWN_METRIC = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # package.module:function of a data set's own metric
 
 
@@ -178,6 +180,8 @@ class Recipe(Schema):
 
     _document: Document = PrivateAttr()
     _cache_root: Path = PrivateAttr()
+    _overrides: tuple[str, ...] = PrivateAttr(())
+    _device_result: Path | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _gates_are_of_known_numbers_and_point_the_right_way(self) -> Recipe:
@@ -203,6 +207,27 @@ class Recipe(Schema):
     def cache_root(self) -> Path:
         """Where generated data sets may keep their clips (`cache_root / "data"`)."""
         return self._cache_root
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The `key.path=value` that it was read with."""
+        return self._overrides
+
+    @property
+    def device_result(self) -> Path | None:
+        """What a device brought back, checked and stored by `edgekit adopt`; None in a build of the host alone."""
+        return self._device_result
+
+    @property
+    def output_name(self) -> str:
+        """Names `build/<name>/`: the recipe's own, or of a bundle that a device measured `<name>-measured`."""
+        return self.name if self._device_result is None else f"{self.name}-measured"
+
+    def with_result(self, result: Path) -> Recipe:
+        """The same recipe, measured by this result."""
+        copy = self.model_copy()
+        copy._device_result = result
+        return copy
 
     def where(self, dotted: str = "") -> str:
         """`file:line` of a key, for messages: `where("load.checkpoint")`."""
@@ -253,10 +278,11 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), cache_root: str
     Raises:
         RecipeError: file:line and what is wrong there.
     """
+    overrides = tuple(overrides)
     read = document.read(Path(path), overrides)
     read.data.setdefault("name", re.sub(r"[^A-Za-z0-9_.-]", "_", Path(path).stem))
     recipe = document.validate(read, Recipe)
-    recipe._document = read
+    recipe._document, recipe._overrides = read, overrides
     recipe._cache_root = Path(cache_root)
     return recipe
 
@@ -282,6 +308,8 @@ def _without_titles(schema: Any, is_properties: bool = False) -> Any:
 
 def limits_of(gate: str) -> tuple[str, ...]:
     """The limits that make sense: an error may rise by so much, a score may fall by so much."""
+    if gate in DEVICE_GATES:
+        return ("max",)
     if gate in OWN_VALUE_ONLY:
         return ("min", "max")
     if gate in LOWER_IS_BETTER:

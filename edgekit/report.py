@@ -154,6 +154,7 @@ def render(report: Mapping[str, Any], clips: Sequence[Sample] = (), sound: Sound
         ("accuracy", "Accuracy", page.accuracy()),
         ("slices", "By condition", page.slices()),
         ("coverage", "INT8 coverage", page.coverage()),
+        ("device", "On the device", page.device()),
         ("parity", "Parity with the pruned float model", page.parity()),
         ("predictions", "Clip by clip" if report.get("task") == "speech" else "Predictions", page.predictions()),
         ("sound", "One clip before and after", "" if sound is None else _spectrograms(sound)),
@@ -220,7 +221,7 @@ class _Page:
             return ""
         if not gates:
             return "<p>The recipe asks for none, so nothing was judged.</p>"
-        words = {"pass": "✓ pass", "fail": "✗ fail", "inconclusive": "? inconclusive"}
+        words = {"pass": "✓ pass", "fail": "✗ fail", "inconclusive": "? inconclusive", "pending-device": "◔ pending device"}
         rows = []
         for gate in gates:
             verdict = str(gate.get("verdict"))
@@ -318,6 +319,29 @@ class _Page:
             listed = table(f"{self.label(name)} by {title}", [title, "Clips", *ROWS.values(), "INT8 − float"], rows, numeric=(1, 2, 3, 4, 5))
             parts.append(f'<h3>{esc(title)}</h3><div class="pair lean">{chart}{listed}</div>')
         return "".join(parts)
+
+    def device(self) -> str:
+        """Latency and memory as the device measured them; nothing in a report of the host."""
+        device = self.report.get("device")
+        if not device:
+            return ""
+        passport = device.get("passport") or {}
+        clocks = ", ".join(f"{esc(unit)} {khz / 1e3:.0f} MHz" for unit, khz in sorted((device.get("clocks_khz") or {}).items()) if isinstance(khz, int | float))
+        memory = device.get("device_memory_mib")
+        facts = [
+            f"{device['latency_p50_ms']:.2f} ms a window at the median, <strong>{device['latency_ms']:.2f} ms</strong> at the 99th percentile of {device.get('windows_timed')} windows",
+            "device memory not measured" if memory is None else f"{memory:.1f} MiB of device memory with all engines loaded",
+            f"{device['load_ms']:.0f} ms to load them",
+            f"power mode {esc(str(device.get('power_mode') or 'not readable'))}; {clocks or 'clocks not readable'}",
+            f"{esc(device.get('board') or 'unnamed board')}, sm_{esc(passport.get('sm', ''))}, TensorRT {esc(passport.get('tensorrt', ''))}, CUDA {esc(passport.get('cuda', ''))}, L4T {esc(passport.get('l4t') or 'unknown')}",
+        ]
+        rows = []
+        for name, engine in sorted((device.get("engines") or {}).items()):
+            latency = engine.get("latency_ms") or {}
+            times = [f"{latency[key]:.3f}" if isinstance(latency.get(key), int | float) else "" for key in ("p50", "p99")]
+            rows.append([f"<code>{esc(name)}</code>", *times, esc(str(engine.get("runs", ""))), _bytes(engine.get("engine_bytes"))])
+        listed = table("Engines on the device", ["Engine", "p50, ms", "p99, ms", "Runs a window", "Engine file"], rows, numeric=(1, 2, 3, 4))
+        return f"<ul>{''.join(f'<li>{fact}</li>' for fact in facts)}</ul>{listed}"
 
     def coverage(self) -> str:
         coverage = self.report.get("coverage") or {}

@@ -97,7 +97,8 @@ def test_a_gate_may_name_the_data_sets_own_metric(workspace):
 def test_gates_are_the_metrics_that_exist_and_point_their_way():
     from edgekit.metrics import METRICS
 
-    assert {*METRICS, "int8_macs", "agreement"} == set(GATES)
+    assert {*METRICS, "int8_macs", "agreement", "latency_ms", "device_memory_mib"} == set(GATES)
+    assert limits_of("latency_ms") == limits_of("device_memory_mib") == ("max",)
     for name, metric in METRICS.items():
         assert limits_of(name)[0] == ("max_increase" if metric.direction == "lower" else "max_decrease")
 

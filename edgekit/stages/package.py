@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import edgekit
+from edgekit import backends
 from edgekit import report as html
-from edgekit.artifact import Source, directory_digest, tool_version, tree
+from edgekit.artifact import FolderSource, Source, directory_digest, tool_version, tree
 from edgekit.bundle import MANIFEST, file_table, sealed
 from edgekit.datasets import open_dataset
 from edgekit.errors import RecipeError
 from edgekit.formats import read_json, write_json
+from edgekit.recipe import DEVICE_GATES
 from edgekit.stages import Job
 from edgekit.stages.verify import OUTPUTS
 
@@ -45,8 +47,17 @@ def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Sour
         "target": {"name": target.name, "description": target.description, "build_on": target.build_on, "runtime": target.runtime.model_dump(mode="json"), "spec": target.spec()},
         "versions": {"edgekit": edgekit.__version__, **{tool: v for tool in BUILT_WITH if (v := tool_version(tool)) is not None}},
     }
+    waiting = [gate for gate in recipe.gates if gate in DEVICE_GATES]
+    backend = backends.get(target.backend)
+    if hasattr(backend, "finisher"):
+        spec["finisher"] = backend.finisher(target.spec())
+    elif waiting:
+        raise RecipeError(f"{recipe.where(f'gates.{waiting[0]}')}: `{waiting[0]}` is measured on a device, which {target.name} brings nothing back from", "drop the gate, or measure with `edgekit bench`")
     data = open_dataset(recipe.calibrate.data, "calibration", recipe.calibrate.clips, recipe.dir, recipe.cache_root)
-    return spec, {"calibration": cast(Source, data)}
+    files: dict[str, Source] = {"calibration": cast(Source, data)}
+    if recipe.device_result is not None:
+        files["result"] = FolderSource(recipe.device_result)
+    return spec, files
 
 
 def run(job: Job) -> None:
@@ -93,6 +104,12 @@ def run(job: Job) -> None:
             continue  # verify's yardstick, nothing to flash; the target stands in the manifest
         _place(job.inputs["export"] / name, bundle / name)
     _place(golden_path, bundle / "golden.safetensors")
+    if "finisher" in spec:
+        from edgekit.backends.tensorrt import kit
+
+        kit.complete(bundle, spec["name"], spec["target"]["spec"], job.inputs["reference"], job.inputs["verify"], measured["parity"])
+        if "result" in job.files:
+            kit.complete_measured(bundle, cast(FolderSource, job.files["result"]).path)
     preprocess = read_json(bundle / "preprocess.json")
     (bundle / "PREPROCESS.txt").write_text(definition.__doc__ or "", encoding="utf-8")
     write_json(bundle / "golden.json", _golden(reference, measured, preprocess))
@@ -114,10 +131,20 @@ def run(job: Job) -> None:
         "stages": stages,
         "recipe": understood,
         "data": {"calibration": calibration, "verify": reference["data"]},
+        **_device_part(bundle, measured),
         "provenance": provenance,
         "files": file_table(bundle),
     }
     write_json(bundle / MANIFEST, sealed(manifest))
+
+
+def _device_part(bundle: Path, report: Mapping[str, Any]) -> Row:
+    """{"passport": what a device must be; "device": what was measured there}, each where there is one."""
+    found: Row = {"device": report["device"]} if "device" in report else {}
+    if (bundle / "passport.txt").is_file():
+        lines = (bundle / "passport.txt").read_text(encoding="utf-8").splitlines()
+        found["passport"] = dict(line.split("=", 1) for line in lines)
+    return found
 
 
 # gates
@@ -129,7 +156,7 @@ def judge(gates: Mapping[str, Mapping[str, float]], report: Mapping[str, Any]) -
     Returns:
         rows `{name, metric, kind, limit, value, low, high, verdict, pass}`. A gate passes when the
         bad end of its interval is within the limit, fails when the value itself is beyond it or is
-        not a number, and is inconclusive in between.
+        not a number, and is inconclusive in between. What only a device can measure is pending-device.
 
     Raises:
         RecipeError: the report has no such metric.
@@ -138,6 +165,8 @@ def judge(gates: Mapping[str, Mapping[str, float]], report: Mapping[str, Any]) -
 
 
 def _judge(name: str, kind: str, limit: float, report: Mapping[str, Any]) -> Row:
+    if name in DEVICE_GATES and "device" not in report:
+        return {"name": name, "metric": name, "kind": kind, "limit": limit, "value": None, "low": None, "high": None, "verdict": "pending-device", "pass": False}
     value, low, high = _measured(name, kind, report)
     at_most = kind != "min"
     bad_end = high if at_most else low
@@ -150,6 +179,9 @@ def _judge(name: str, kind: str, limit: float, report: Mapping[str, Any]) -> Row
 
 def _measured(name: str, kind: str, report: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
     """(value, low, high) that a limit is about: the artifact's own value, or its change against the original."""
+    if name in DEVICE_GATES:
+        value = report["device"].get(name)
+        return value, value, value
     if name == "int8_macs":
         share = report["coverage"]["int8_macs"]
         return share, share, share
@@ -172,7 +204,8 @@ def verdict_of(gates: list[Row], measured_on: str) -> str:
     for verdict in ("fail", "inconclusive"):
         if any(gate["verdict"] == verdict for gate in gates):
             return verdict
-    return "pending-device" if measured_on == "host-simulated" else "pass"
+    waits = measured_on == "host-simulated" or any(gate["verdict"] == "pending-device" for gate in gates)
+    return "pending-device" if waits else "pass"
 
 
 # contents
@@ -273,10 +306,20 @@ def _readme(report: Row, flow: Row, io: Row, model: Row) -> str:
         for pair in pairs
     )
     build = (
-        f"2. Build the engines, on the device ({runtime}):\n       sh build.sh\n   It needs trtexec, says what stops it, and leaves result/<engine>/model.engine, layers.json (which\n   precision each layer really got) and build.log. It stops if the calibration cache is missing or\n   not used. Engines are tied to this very device and library version: build them again after an\n   update of either."
-        if target["build_on"] == "device"
+        f"""2. Build the engines and check them, on the device ({runtime}):
+       sh finish.sh --heldout {report["name"]}.heldout.tar
+   It refuses another device or version before it touches anything (passport.txt), compiles ek_trt, builds,
+   runs golden/ and the held-out clips, and leaves result/. Interrupt it whenever you like, and run it again
+   to go on. Then, on the build machine, `edgekit adopt result` makes a bundle that holds the engines and
+   what was measured. Engines are tied to this very board and library version."""
+        if target["build_on"] == "device" and "device" not in report
+        else f"""2. The engines in engines/ were built and measured on a reference board: {report["device"]["board"]}, passport.txt.
+   On any other board first ask whether they belong there:
+       sh check.sh --golden"""
+        if "device" in report
         else "2. The engines in engines/ are ready to load."
     )
+    kit = _kit_files("device" in report) if target["build_on"] == "device" else ""
     return f"""{report["name"]}: {model.get("model")}/{model.get("config_name")} in INT8 for {target["description"] or target["name"]}
 
 {verdict}
@@ -304,9 +347,9 @@ Files
   manifest.json      every file with sha256 and size, versions, recipe, data, provenance
   SHA256SUMS         the same sums, as sha256sum checks them
   report.html .json  accuracy, parity, coverage, gates
-  engines/<name>/    what build.sh builds from: ONNX, scales, precisions per layer
-  build.json         the builder's flags per engine, as build.sh gives them
-  flow.json io.json  the order above; names, shapes, units of all tensors
+  engines/<name>/    per engine: its graph, scales and precisions, or what was built of them
+  build.json         how each engine is built, and the digests of what from
+{kit}  flow.json io.json  the order above; names, shapes, units of all tensors
   preprocess.json    from camera and microphone to tensors, defined by PREPROCESS.txt
   golden.safetensors real clips, raw, preprocessed and answered; golden.json says what they are
   coverage.json      which layers are declared INT8, and why the others are not
@@ -315,6 +358,21 @@ Files
   LICENSES.md        terms of weights and clips; licences.json is the same for machines
 The device writes only below result/; nothing else in here should ever change.
 """
+
+
+def _kit_files(is_measured: bool) -> str:
+    own = (
+        "  check.sh           whether the engines belong on a board\n"
+        if is_measured
+        else "  finish.sh          builds, runs and compares on the device\n  engines.txt        what it tells the builder, for each engine\n  heldout.txt        digest of the held-out clips, which come beside the bundle\n"
+    )
+    return (
+        f"{own}  device.sh          what the script shares: reading and comparing passports\n"
+        "  passport.txt       the device and versions that this is for\n"
+        "  ek_trt/            source of the tool that builds, runs and compares; `make` compiles it there\n"
+        "  flow.txt           flow.json for it\n"
+        "  golden/            golden clips as it reads them, the float model's answers, and how close is close enough\n"
+    )
 
 
 def _host_step(step: Row) -> str:

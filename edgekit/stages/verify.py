@@ -9,18 +9,23 @@ changed gate never runs a model again.
 An artifact that runs here is first checked against two references, engine by engine: its float form
 against the float graph, and its INT8 form against the Q/DQ graph. Compilers do ship kernels that
 are silently wrong, and an accuracy gate would not say where.
+
+For a device that builds its own engines the same clips go into `heldout.tar`. What it brings back
+(`edgekit adopt`) then takes the place of the simulation: outputs, coverage, latency and memory.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from edgekit import backends
-from edgekit.artifact import Source
-from edgekit.datasets import Dataset, metrics_of, open_dataset
+from edgekit.artifact import FolderSource, Source
+from edgekit.bundle import HELDOUT
+from edgekit.datasets import Clip, Dataset, metrics_of, open_dataset
 from edgekit.errors import DataError, TargetError
 from edgekit.formats import engines_of, read_json, write_json
 from edgekit.progress import track
@@ -45,6 +50,7 @@ RESAMPLES, SEED = 2000, 0
 FLOAT_TOLERANCE = 1e-4  # of max(1, largest output): float32 sums in another order
 EXACT_ENOUGH_DB = 30  # kernels round sums by another rule, one step here and there: about what 8 bits cost once more. Wrong ones are further off
 OUTPUTS = "outputs.safetensors"
+HELDOUT_FORMAT = 1  # of heldout.tar, see backends/tensorrt/clips.py
 WORST_LAYERS = 12
 
 Row = dict[str, Any]
@@ -57,7 +63,12 @@ def tools(target: Target) -> dict[str, str | None]:
 def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Source]]:
     data = open_dataset(recipe.verify.data, "test", recipe.verify.clips, recipe.dir, recipe.cache_root)
     spec = {"metrics": list(data.metrics), "resamples": RESAMPLES, "seed": SEED, "target": target.spec()}
-    return spec, {"data": cast(Source, data)}
+    files: dict[str, Source] = {"data": cast(Source, data)}
+    if hasattr(backends.get(target.backend), "finisher"):
+        spec["heldout"] = HELDOUT_FORMAT
+    if recipe.device_result is not None:
+        files["result"] = FolderSource(recipe.device_result)
+    return spec, files
 
 
 def run(job: Job) -> None:
@@ -80,9 +91,20 @@ def run(job: Job) -> None:
     artifact = _artifact(job, flow)
     check = _self_check if graph_flow is flow else _self_check_whole
     self_check = check(job, flow, graph_flow, artifact, golden, reference["golden"])
-    got = _run_artifact(job, flow, data, artifact, "artifact")
+    device = _Device(cast(FolderSource, job.files["result"]).path) if "result" in job.files else None
+    keep: dict[str, Row] = {}  # each clip's inputs, encoded for a device
+    if device is not None:
+        got = {name: device.outputs("heldout", data.ids, name) for name in flow["outputs"]}
+    else:
+        got = _run_artifact(job, flow, data, artifact, "artifact", _encoder(job, keep))
     parity = _parity(flow, want, got, data.ids)
+    if keep:
+        _write_heldout(job, flow, data.ids, keep, want, parity)
     artifact_golden, engines, layers = _look_inside(job, flow, graph_flow, artifact, golden, reference["golden"])
+    coverage = read_json(job.inputs["export"] / "coverage.json")
+    if device is not None:
+        artifact_golden |= device.answers(flow, artifact_golden, reference["golden"])
+        coverage = device.coverage(coverage)
     labels = scored(flow, want, "label/")
     rows = {"float": scored(flow, want, "original/"), "pruned": scored(flow, want, "pruned/"), "artifact": scored(flow, got)}
     scores = _scores(data, task_of(flow), labels, rows["float"])
@@ -93,7 +115,8 @@ def run(job: Job) -> None:
     sizes = _sizes(reference["models"], job.inputs)
     report = {
         "schema": 1,
-        "measured_on": "host-simulated" if _is_simulated(job) else "host",
+        "measured_on": device.title if device is not None else "host-simulated" if _is_simulated(job) else "host",
+        **({"device": device.summary} if device is not None else {}),
         "n": len(data.ids),
         "primary": title_of(flow),
         "task": task_of(flow),
@@ -118,7 +141,7 @@ def run(job: Job) -> None:
         "deployed": _deployed(job, flow, data, want, scores),
         "engines": engines,
         "layers": layers,
-        "coverage": _coverage(read_json(job.inputs["export"] / "coverage.json")),
+        "coverage": _coverage(coverage),
         "sizes": sizes,
         "slices": _slices(reference["tags"], next(iter(scores.values())), labels, rows, judge),
         "predictions": {"ids": list(data.ids), **_listed(labels, rows, noisy)},
@@ -152,8 +175,10 @@ def _artifact(job: Job, flow: dict[str, Any], folder: str = "engines", deployed:
     return {engine: open_engine(job.inputs["export"] / folder / engine, job.spec["target"]) for engine in engines_of(flow)}
 
 
-def _run_artifact(job: Job, flow: dict[str, Any], data: Dataset, sessions: dict[str, Any], what: str) -> dict[str, np.ndarray]:
-    """{output: [clips, ...]} of the artifact on every held-out clip."""
+def _run_artifact(
+    job: Job, flow: dict[str, Any], data: Dataset, sessions: dict[str, Any], what: str, seen: Callable[[Clip, dict[str, np.ndarray]], None] | None = None
+) -> dict[str, np.ndarray]:
+    """{output: [clips, ...]} of the artifact on every held-out clip; `seen(clip, inputs)` is told what it ran on."""
     import numpy as np
 
     from edgekit.flow import run_flow
@@ -162,9 +187,73 @@ def _run_artifact(job: Job, flow: dict[str, Any], data: Dataset, sessions: dict[
     spec = read_json(job.inputs["export"] / "preprocess.json")
     rows: dict[str, list] = {name: [] for name in flow["outputs"]}
     for clip_id in track(data.ids, what):
-        for name, value in run_flow(flow, sessions, preprocess(spec, data.clip(clip_id))).items():
+        clip = data.clip(clip_id)
+        inputs = preprocess(spec, clip)
+        if seen is not None:
+            seen(clip, inputs)
+        for name, value in run_flow(flow, sessions, inputs).items():
             rows[name].append(value)
     return {name: np.asarray(values, np.float32) for name, values in rows.items()}
+
+
+def _encoder(job: Job, keep: dict[str, Row]) -> Callable[[Clip, dict[str, np.ndarray]], None] | None:
+    """Keeps every clip as a device takes it; None where none does."""
+    if "heldout" not in job.spec:
+        return None
+    from edgekit.backends.tensorrt import clips
+
+    spec = read_json(job.inputs["export"] / "preprocess.json")
+
+    def see(clip: Clip, inputs: dict[str, np.ndarray]) -> None:
+        keep[clip.id] = clips.encode(spec, inputs, clip.audio)
+
+    return see
+
+
+def _write_heldout(job: Job, flow: dict[str, Any], ids: list[str], keep: dict[str, Row], want: dict[str, np.ndarray], parity: dict[str, Row]) -> None:
+    from edgekit.backends.tensorrt import clips
+
+    with clips.HeldOut(job.out / HELDOUT) as tar:
+        for i, clip_id in enumerate(ids):
+            tar.add(clip_id, keep[clip_id], {name: want[f"pruned/{name}"][i] for name in flow["outputs"]})
+        tar.limits(finite(parity))
+
+
+class _Device:
+    """What a device brought back, in place of the simulation."""
+
+    def __init__(self, result: Path):
+        from edgekit.backends.tensorrt import result as results
+
+        self._result, self._results = result, results
+        self.title = results.device_of(result).title
+        self.summary = results.summary(result)
+
+    def outputs(self, kind: str, ids: list[str], name: str) -> np.ndarray:
+        return self._results.outputs(self._result, kind, ids, name)
+
+    def answers(self, flow: dict[str, Any], simulated: Row, clips: list[Row]) -> Row:
+        """The golden clips that the device ran, with its answers in place of the simulation's."""
+        found: Row = {}
+        for clip in clips:
+            if clip["derived_from"] is None:
+                of_clip = simulated.get(clip["id"], {})
+                found[clip["id"]] = {name: {**row, "artifact": self.outputs("golden", [clip["id"]], name)[0].tolist()} for name, row in of_clip.items()}
+        return found
+
+    def coverage(self, declared: Row) -> Row:
+        """Export's coverage with what TensorRT says that every layer really got."""
+        measured = {engine: self._results.layers(self._result / "engines" / engine) for engine in {row["engine"] for row in declared["layers"]}}
+        rows = []
+        for row in declared["layers"]:
+            precision = measured[row["engine"]].get(row["node"], "not found")
+            reason = None if precision == "int8" else row["reason"]
+            if precision != "int8" and row["declared"] == "int8":
+                reason = "declared INT8, the engine names no such layer" if precision == "not found" else f"declared INT8, the engine runs it in {precision}"
+            rows.append({**row, "precision": precision, "reason": reason})
+        total = sum(row["macs"] * row["runs_per_window"] for row in rows)
+        in_int8 = sum(row["macs"] * row["runs_per_window"] for row in rows if row["precision"] == "int8")
+        return {**declared, "grade": "measured", "int8_macs": in_int8 / total if total else 0.0, "layers": rows}
 
 
 def _deployed(job: Job, flow: dict[str, Any], data: Dataset, want: dict[str, np.ndarray], scores: dict[str, Metric]) -> Row | None:

@@ -153,7 +153,7 @@ def stage_dirs(tmp_path: Path, data: MadeUp, noise: float = 0.002, pruned_noise:
         folder.mkdir(parents=True)
         (folder / "model.onnx").write_bytes((dirs["quantize"] / "engines" / engine / "float.onnx").read_bytes())
         (folder / "calibration.cache").write_text("TRT-8502-EntropyCalibration2\nm: 3c010204\n")
-    (dirs["export"] / "build.sh").write_text("#!/bin/sh\n")
+    (dirs["export"] / "engines.txt").write_text("".join(f"{engine}\t--fp16\t--workspace\t64\n" for engine in ("eye", "head")))
     write_json(dirs["export"] / "flow.json", FLOW)
     write_json(dirs["export"] / "preprocess.json", PREPROCESS)
     tensor = lambda name, *shape: {"name": name, "shape": [1, *shape], "dtype": "float32", "unit": "feature"}  # noqa: E731

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from edgekit import graph
-from edgekit.backends import tensorrt
+from edgekit.backends.tensorrt import cache
 from edgekit.errors import TargetError
 from edgekit.flow import runs_per_window
 from edgekit.formats import read_json
@@ -34,15 +34,15 @@ def root(made, tmp_path):
 
 def test_the_kit_is_complete(made):
     files = {str(p.relative_to(made / "export")) for p in (made / "export").rglob("*") if p.is_file()}
-    names = ("model.onnx", "calibration.cache", "precisions.json", "int8_tensors.txt")
-    shared = {"build.sh", "build.json", "flow.json", "preprocess.json", "io.json", "names.json", "coverage.json", "target.json"}
+    names = ("model.onnx", "calibration.cache", "precisions.json", "precisions.txt", "int8_tensors.txt")
+    shared = {"engines.txt", "build.json", "flow.json", "preprocess.json", "io.json", "names.json", "coverage.json", "target.json"}
     assert files == {f"engines/{e}/{name}" for e in ("encoder", "cell") for name in names} | shared
 
 
 def test_the_cache_has_a_scale_for_every_tensor_of_an_int8_layer_and_no_other(made):
     layers, ranges = (read_json(made / f"quantize/{name}.json") for name in ("layers", "ranges"))
     for engine in ("encoder", "cell"):
-        version, scales = tensorrt.read_cache((made / f"export/engines/{engine}/calibration.cache").read_text())
+        version, scales = cache.read_cache((made / f"export/engines/{engine}/calibration.cache").read_text())
         assert version == "8502" and set(scales) == set(layers[engine]["tensors"])
         for name, scale in scales.items():
             assert scale == pytest.approx(ranges[engine][name]["scale"], rel=1e-7)

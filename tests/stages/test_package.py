@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from edgekit.backends import tensorrt
 from edgekit.bundle import open_bundle
 from edgekit.errors import RecipeError
 from edgekit.stages import package, verify
@@ -83,8 +84,9 @@ SPEC = {
     "name": "toy_x",
     "gates": {"mae": {"max_increase": 0.05}, "int8_macs": {"min": 0.6}},
     "recipe": {"name": "toy_x", "calibrate": {"data": "made_up", "clips": 8}},
-    "target": {"name": "toy", "description": "a device for tests", "build_on": "device", "runtime": {"name": "TensorRT", "version": "8.5.2"}},
+    "target": {"name": "toy", "description": "a device for tests", "build_on": "device", "runtime": {"name": "TensorRT", "version": "8.5.2"}, "spec": TARGET},
     "versions": {"edgekit": "0.1.0", "numpy": "2"},
+    "finisher": tensorrt.finisher(TARGET),
 }
 
 
@@ -92,7 +94,7 @@ SPEC = {
 def inputs(tmp_path_factory):
     folder, data = tmp_path_factory.mktemp("stages"), MadeUp(30)
     dirs = stage_dirs(folder, data)
-    measured = job(folder, "verify", {"metrics": ["mae"], "resamples": 200, "seed": 0, "target": TARGET}, dirs, {"data": data})
+    measured = job(folder, "verify", {"metrics": ["mae"], "resamples": 200, "seed": 0, "target": TARGET, "heldout": 1}, dirs, {"data": data})
     verify.run(measured)
     return {**{name: dirs[name] for name in ("export", "reference", "prune")}, "verify": measured.out}
 
@@ -114,10 +116,10 @@ def test_a_bundle_is_whole_and_says_what_it_is(inputs, tmp_path):
     assert manifest["data"]["verify"]["sha256"] == MadeUp(30).digest()
     assert manifest["versions"]["edgekit"] == "0.1.0"
     names = set(manifest["files"])
-    assert names >= {"build.sh", "flow.json", "io.json", "preprocess.json", "PREPROCESS.txt", "coverage.json", "golden.safetensors", "golden.json",
+    assert names >= {"finish.sh", "device.sh", "engines.txt", "flow.txt", "passport.txt", "heldout.txt", "ek_trt/Makefile", "golden/tolerance.txt", "flow.json", "io.json", "preprocess.json", "PREPROCESS.txt", "coverage.json", "golden.safetensors", "golden.json",
                      "report.json", "report.html", "licences.json", "LICENSES.md", "README.txt", "recipe.yaml", "SHA256SUMS",
                      "engines/eye/model.onnx", "engines/eye/calibration.cache"}  # fmt: skip
-    assert (bundle.path / "build.sh").stat().st_mode & 0o100
+    assert (bundle.path / "finish.sh").stat().st_mode & 0o100
 
 
 def test_the_checksums_are_those_that_sha256sum_checks(inputs, tmp_path):
@@ -146,7 +148,10 @@ def test_what_ran_here_passes_without_a_device(inputs, tmp_path):
     measured = json.loads((inputs["verify"] / "report.json").read_text())
     (tmp_path / "verify").mkdir()
     (tmp_path / "verify/report.json").write_text(json.dumps({**measured, "measured_on": "host"}))
-    bundle = run(tmp_path, {**inputs, "verify": tmp_path / "verify"}, target={**SPEC["target"], "build_on": "host"})
+    done = job(tmp_path, "package", {**{key: value for key, value in SPEC.items() if key != "finisher"}, "target": {**SPEC["target"], "build_on": "host"}}, {**inputs, "verify": tmp_path / "verify"}, {"calibration": MadeUp(8)})
+    package.run(done)
+    bundle = done.out / "bundle"
+    assert not (bundle / "finish.sh").exists()
     assert json.loads((bundle / "report.json").read_text())["verdict"] == "pass"
 
 
@@ -161,7 +166,7 @@ def test_licences_of_weights_and_clips_are_stated_or_said_not_to_be(inputs, tmp_
 
 def test_the_readme_tells_the_engineer_the_order_states_and_how_to_check(inputs, tmp_path):
     text = (run(tmp_path, inputs) / "README.txt").read_text()
-    for said in ("sha256sum -c SHA256SUMS", "sh build.sh", "1. eye", "once for every i", "`h_out` back into `h_in`", "golden.json", "PENDING DEVICE"):
+    for said in ("sha256sum -c SHA256SUMS", "sh finish.sh", "1. eye", "once for every i", "`h_out` back into `h_in`", "golden.json", "PENDING DEVICE"):
         assert said in text
 
 

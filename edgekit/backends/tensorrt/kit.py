@@ -1,210 +1,257 @@
-"""The build kit for TensorRT 8.5, for a device that builds its own engines.
+"""The build kit: all that a device needs to make its engines, check them and say so, without Python.
 
-trtexec takes the calibration cache by `--calib`, but when the file is missing it calibrates on noise
-without a word, and a tensor without a scale quietly sends its layers back to float. So `build.sh`
-checks files before and the log after, and an engine gets its name only when both are in order.
+    engines/<name>/        the graph and what TensorRT has to know of its numbers
+    engines.txt            one line an engine: its name and `ek_trt build`'s arguments, separated by tabs
+    flow.txt               flow.json for ek_trt
+    passport.txt           the device it is for
+    golden/                a few clips with the float model's answers, see clips.py
+    heldout.txt            digest of heldout.tar, which comes beside the bundle
+    finish.sh, device.sh   builds, runs, compares, records; device/ has them
+    ek_trt/                the source of the tool that does so
 
-Sources: NVIDIA/TensorRT tag 8.5.2, samples/common/{sampleOptions,sampleEngines}.cpp, logging.h.
+`export` writes the first two, since they follow from the graphs; `package` adds the rest, which
+changes without any graph being made again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from edgekit import document
+from edgekit.artifact import hash_file
 from edgekit.backends import EngineKit, Kit
+from edgekit.backends.tensorrt import form_of
 from edgekit.backends.tensorrt.cache import CACHE_NAME, SAFE_NAME, check_cache, version_number, write_cache
-from edgekit.errors import EdgekitError
-from edgekit.formats import write_json
+from edgekit.bundle import HELDOUT
+from edgekit.errors import EdgekitError, ResourceError
+from edgekit.formats import read_json, write_json
+
+DEVICE = Path(__file__).parent / "device"
+TOOL = "ek_trt"
 
 
 def compile(kit: Kit, out: Path) -> None:
-    """Write engines/<name>/{model.onnx, calibration.cache, precisions.json, int8_tensors.txt}, build.sh and build.json.
+    """Write engines/<name>/, engines.txt and build.json.
 
     Raises:
-        EdgekitError: a name that trtexec's command line cannot carry.
+        EdgekitError: a name that a line of our text files cannot carry.
     """
-    # Here and not at the top: it needs numpy, and a plan asks this module for `problems`.
-    from edgekit.quant import Numbers, scale_of
-
-    numbers = Numbers.from_target(kit.target["numbers"])
-    version = version_number(kit.target["runtime"]["version"])
-    workspace_mib = kit.target["device"].get("workspace_mib", 1024)
-    checks, commands, builds = [], [], {}
+    builds = {}
+    lines = []
     for engine in kit.engines:
+        _require_name(engine.name, f"engine name `{engine.name}` cannot stand in a shell script", "/.")
         folder = out / "engines" / engine.name
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(engine.float_onnx, folder / "model.onnx")
-        precisions = _precisions(engine)
-        scales = {name: scale_of(r, numbers).scale for name, r in engine.ranges.items()}
-        text = write_cache(scales, version)
-        check_cache(text, version, list(engine.ranges))
-        (folder / CACHE_NAME).write_text(text, encoding="ascii", newline="\n")
-        write_json(folder / "precisions.json", precisions)
-        # For the log check in build.sh: a layer of ours loses INT8 if one of these has no scale.
-        (folder / "int8_tensors.txt").write_text("".join(f"{name}\n" for name in scales), encoding="ascii", newline="\n")
-        flags = _flags(engine, precisions, workspace_mib)
-        files = [f"engines/{engine.name}/{name}" for name in ("model.onnx", CACHE_NAME, "int8_tensors.txt")]
-        digests = {name: _sha256(out / name) for name in files}
-        checks += [f"check {digest} '{name}'" for name, digest in digests.items()]
-        commands.append(_command(engine.name, flags))
-        builds[engine.name] = {"flags": flags, "sha256": digests, "int8_layers": len(engine.int8) + len(engine.fused), "fp32_layers": len(engine.fp32)}
-    script = _SCRIPT.replace("@VERSION@", version).replace("@RUNTIME@", kit.target["runtime"]["version"]).replace("@CHECKS@", "\n".join(checks)).replace("@BUILDS@", "\n\n".join(commands))
-    (out / "build.sh").write_text(script, encoding="ascii", newline="\n")
-    (out / "build.sh").chmod(0o755)
+        arguments = write_engine(engine, folder, kit.target)
+        lines.append("\t".join([engine.name, *arguments]))
+        digests = {f"engines/{engine.name}/{path.name}": _sha256(path) for path in sorted(folder.iterdir())}
+        builds[engine.name] = {"arguments": arguments, "sha256": digests, "int8_layers": len(engine.int8) + len(engine.fused), "fp32_layers": len(engine.fp32)}
+    (out / "engines.txt").write_text("\n".join(lines) + "\n", encoding="ascii", newline="\n")
     write_json(
         out / "build.json",
         {
             "backend": "tensorrt",
             "runtime": dict(kit.target["runtime"]),
             "build_on": kit.target["build_on"],
-            "command": "sh build.sh [RESULT_FOLDER]",
+            "command": "sh finish.sh [--heldout FILE] [RESULT_FOLDER]",
             "engines": builds,
             "note": "a layer in INT8 may write INT8 or FP16, as the builder finds faster; the host simulates the latter",
         },
     )
 
 
+def write_engine(engine: EngineKit, folder: Path, target: Mapping[str, Any]) -> list[str]:
+    """Write one engine's files in the form that the target's TensorRT takes.
+
+    Returns:
+        `ek_trt build`'s arguments beside --onnx, --engine and the like; paths start at the kit's folder.
+
+    Raises:
+        TargetError: a Q/DQ graph that TensorRT would read otherwise than written.
+    """
+    form = form_of(target["runtime"]["version"])
+    workspace = ["--workspace", str(target["device"].get("workspace_mib", 1024))]
+    if form == "8.5":
+        return [*_with_cache(engine, folder, target), *workspace]
+    from edgekit import graph
+    from edgekit.backends.tensorrt import forms
+
+    model = forms.explicit(graph.load(engine.qdq_onnx), f"engine `{engine.name}`")
+    if form == "11":
+        graph.save(forms.strong(model, engine.fp32), folder / "model.onnx")
+        return ["--strongly-typed", *workspace]
+    graph.save(model, folder / "model.onnx")
+    return ["--fp16", *(["--int8"] if engine.int8 else []), *workspace]
+
+
+def _with_cache(engine: EngineKit, folder: Path, target: Mapping[str, Any]) -> list[str]:
+    """engines/<name>/{model.onnx, calibration.cache, precisions.json, precisions.txt, int8_tensors.txt}: the float graph, and its numbers beside it."""
+    # Here and not at the top: it needs numpy, and a plan asks this package for `problems`.
+    from edgekit.quant import Numbers, scale_of
+
+    numbers = Numbers.from_target(target["numbers"])
+    version = version_number(target["runtime"]["version"])
+    shutil.copyfile(engine.float_onnx, folder / "model.onnx")
+    precisions = _precisions(engine)
+    scales = {name: scale_of(r, numbers).scale for name, r in engine.ranges.items()}
+    text = write_cache(scales, version)
+    check_cache(text, version, list(engine.ranges))
+    (folder / CACHE_NAME).write_text(text, encoding="ascii", newline="\n")
+    write_json(folder / "precisions.json", precisions)
+    # The same for ek_trt, which reads no JSON.
+    (folder / "precisions.txt").write_text("".join(f"{layer}\t{precision}\n" for layer, precision in precisions.items()), encoding="ascii", newline="\n")
+    # A layer of ours loses INT8 if one of these has no scale: ek_trt refuses then.
+    (folder / "int8_tensors.txt").write_text("".join(f"{name}\n" for name in scales), encoding="ascii", newline="\n")
+    here = f"engines/{engine.name}"
+    arguments = ["--fp16"]
+    if engine.int8:
+        arguments += ["--int8", "--cache", f"{here}/{CACHE_NAME}", "--int8-tensors", f"{here}/int8_tensors.txt"]
+    return [*arguments, *(["--precisions", f"{here}/precisions.txt"] if precisions else [])]
+
+
 def _precisions(engine: EngineKit) -> dict[str, str]:
     """{layer: precision}.
 
-    Every layer that computes is named, rather than `*`: a default would also bind the parser's own
-    layers, such as the inside of an LSTM's loop, and `obey` fails where one has no such kernel.
+    Every layer that computes is named, rather than all: a default would also bind the parser's own
+    layers, such as the inside of an LSTM's loop, and obeying fails where one has no such kernel.
     Without a precision of its own, a layer between two tensors with scales might run in INT8.
     """
     precisions = {**dict.fromkeys(engine.fp16, "fp16"), **dict.fromkeys(engine.fp32, "fp32"), **dict.fromkeys((*engine.int8, *engine.fused), "int8")}
     for name in precisions:
-        if not SAFE_NAME.fullmatch(name):
-            raise EdgekitError(f"engine `{engine.name}`: layer name `{name}` cannot stand in a trtexec command")
+        _require_name(name, f"engine `{engine.name}`: layer name `{name}` cannot stand in a line of precisions.txt")
     return precisions
 
 
-def _flags(engine: EngineKit, precisions: Mapping[str, str], workspace_mib: int) -> list[str]:
-    """trtexec's flags. Paths start at the kit's folder, except what is written: that goes to $work."""
-    folder = f"engines/{engine.name}"
-    flags = [f"--onnx={folder}/model.onnx", "--fp16"]
-    if engine.int8:
-        flags += ["--int8", f"--calib={folder}/{CACHE_NAME}"]
-    if precisions:
-        listed = ",".join(f"{name}:{precision}" for name, precision in precisions.items())
-        flags += ["--precisionConstraints=obey", f"--layerPrecisions={listed}"]
-    return [
-        *flags,
-        f"--memPoolSize=workspace:{workspace_mib}",
-        "--profilingVerbosity=detailed",
-        "--buildOnly",
-    ]
-
-
-def _command(name: str, flags: list[str]) -> str:
-    """The line of build.sh that builds one engine."""
-    if not SAFE_NAME.fullmatch(name):
-        raise EdgekitError(f"engine name `{name}` cannot stand in a shell script")
-    return " \\\n  ".join([f"build '{name}'", *(f"'{flag}'" for flag in flags)])
+def _require_name(name: str, message: str, without: str = "") -> None:
+    if not SAFE_NAME.fullmatch(name) or any(character in name for character in without):
+        raise EdgekitError(message, "names are made of A-Z a-z 0-9 _ . / -" if not without else "names are made of A-Z a-z 0-9 _ -")
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-_SCRIPT = r"""#!/bin/sh
-# Builds this bundle's TensorRT engines on the device:  sh build.sh [RESULT_FOLDER]
-#
-# Needs trtexec of TensorRT @RUNTIME@ (it calls itself @VERSION@), in $TRTEXEC, on the PATH or in /usr/src/tensorrt/bin.
-# Leaves RESULT_FOLDER/<engine>/{model.engine,layers.json,build.log}; an engine is there only if
-# every check passed. Exit codes: 2 usage, 4 the builder did not do what was asked,
-# 5 a tool is missing or of another version, 6 a file is missing or changed.
-set -eu
-LC_ALL=C
-export LC_ALL
+# --------------------------------------------------------------------------- what package adds
 
-if [ "$#" -gt 1 ]; then
-  echo "usage: sh build.sh [RESULT_FOLDER]" >&2
-  exit 2
-fi
-result=${1:-result}
-case $result in
-  /*) ;;
-  *) result=$PWD/$result ;;
-esac
-cd "$(dirname "$0")"
 
-work=
-cleanup() { [ -z "$work" ] || rm -f "$work/model.engine.part" "$work/layers.json.part"; }
-trap cleanup EXIT
-trap 'exit 130' INT HUP TERM
+def tools_digest() -> str:
+    """Of all that `complete` copies into a kit."""
+    digest = hashlib.sha256()
+    for name, path in _device_files():
+        digest.update(f"{name} {_sha256(path)}\n".encode())
+    return digest.hexdigest()
 
-fail() {
-  code=$1
-  shift
-  echo "build.sh: $*" >&2
-  exit "$code"
-}
 
-check() {
-  [ -f "$2" ] || fail 6 "$2 is missing"
-  have=$(sha256sum "$2") || fail 5 "sha256sum does not run"
-  [ "${have%% *}" = "$1" ] || fail 6 "$2 has changed: sha256 ${have%% *}, expected $1"
-}
+def _device_files() -> Iterator[tuple[str, Path]]:
+    """(path in the kit, file) of the scripts and of ek_trt's source."""
+    for path in sorted(DEVICE.glob("*.sh")):
+        yield path.name, path
+    source = document.shipped(TOOL) or document.shipped(f"native/tools/{TOOL}")
+    if source is None or not (source / "Makefile").is_file():
+        raise ResourceError(f"{TOOL}: its source is in no place where edgekit looks for it", "install edgekit anew, or run it from a whole checkout")
+    for path in sorted(source.iterdir()):
+        if path.suffix in (".cpp", ".h", ".hpp") or path.name == "Makefile":
+            yield f"{TOOL}/{path.name}", path
 
-find_trtexec() {
-  if [ -n "${TRTEXEC:-}" ]; then
-    [ -x "$TRTEXEC" ] || fail 5 "TRTEXEC=$TRTEXEC is not a program"
-  elif command -v trtexec >/dev/null 2>&1; then
-    TRTEXEC=$(command -v trtexec)
-  elif [ -x /usr/src/tensorrt/bin/trtexec ]; then
-    TRTEXEC=/usr/src/tensorrt/bin/trtexec
-  else
-    fail 5 "trtexec is missing; install libnvinfer-bin, or set TRTEXEC"
-  fi
-  version=$("$TRTEXEC" --help 2>&1 | sed -n 's/.*\[TensorRT v\([0-9]*\)\].*/\1/p' | sed -n 1p)
-  [ -n "$version" ] || fail 5 "$TRTEXEC does not say its TensorRT version"
-  [ "$version" = @VERSION@ ] || fail 5 "$TRTEXEC is of TensorRT $version, expected @VERSION@ (@RUNTIME@)"
-}
 
-# build ENGINE FLAG...
-build() {
-  name=$1
-  shift
-  work=$result/$name
-  log=$work/build.log
-  mkdir -p "$work" || fail 5 "cannot write to $work"
-  rm -f "$work/model.engine" "$work/layers.json"
-  echo "building $name (minutes)"
-  if ! "$TRTEXEC" "$@" "--saveEngine=$work/model.engine.part" "--exportLayerInfo=$work/layers.json.part" >"$log" 2>&1; then
-    tail -n 20 "$log" >&2
-    fail 4 "$name: trtexec failed; see $log"
-  fi
-  # Our cache was not read: scales would come from noise.
-  if grep -q 'Starting Calibration' "$log"; then
-    fail 4 "$name: TensorRT calibrated by itself instead of reading the cache; see $log"
-  fi
-  # A tensor without a scale sends the layers around it back to float. That is fine elsewhere.
-  grep 'Missing scale' "$log" >"$work/missing.part" || :
-  while IFS= read -r line; do
-    tensor=${line##*for tensor }
-    tensor=${tensor%%, expect*}
-    if [ "$tensor" = "$line" ]; then
-      rm -f "$work/missing.part"
-      fail 4 "$name: cannot read which tensor has no scale: $line"
-    fi
-    if grep -Fqx -e "$tensor" "engines/$name/int8_tensors.txt"; then
-      rm -f "$work/missing.part"
-      fail 4 "$name: TensorRT has no scale for $tensor, which an INT8 layer uses; see $log"
-    fi
-  done <"$work/missing.part"
-  rm -f "$work/missing.part"
-  [ -s "$work/model.engine.part" ] || fail 4 "$name: trtexec wrote no engine; see $log"
-  [ -s "$work/layers.json.part" ] || fail 4 "$name: trtexec wrote no layer information; see $log"
-  mv "$work/layers.json.part" "$work/layers.json"
-  mv "$work/model.engine.part" "$work/model.engine"
-  echo "built $work/model.engine"
-}
+def complete(bundle: Path, name: str, target: Mapping[str, Any], reference: Path, verify: Path, parity: Mapping[str, Any]) -> None:
+    """Add to a bundle what finish.sh needs beside the engines.
 
-@CHECKS@
-find_trtexec
+    Args:
+        target: `Target.spec()`.
+        reference, verify: those stages' directories.
+        parity: the report's.
+    """
+    from safetensors.numpy import load_file
 
-@BUILDS@
-"""
+    from edgekit.backends.tensorrt import clips
+
+    for file, source in _device_files():
+        if file != "check.sh":  # of a bundle that has engines
+            _copy(source, bundle / file)
+    (bundle / "passport.txt").write_text("".join(f"{key}={value}\n" for key, value in passport(name, target).items()), encoding="utf-8", newline="\n")
+    flow = read_json(bundle / "flow.json")
+    (bundle / "flow.txt").write_text(flow_text(flow), encoding="ascii", newline="\n")
+    put = _putter(bundle / "golden")
+    golden = load_file(reference / "golden.safetensors")
+    for clip in read_json(reference / "reference.json")["golden"]:
+        if clip["derived_from"] is None:  # cut and stretched ones are there for preprocessing, which is not done here
+            inputs = {tensor: golden[f"{clip['id']}/input/{tensor}"] for tensor in flow["inputs"]}
+            clips.put_inputs(put, clip["id"], clips.encode(read_json(bundle / "preprocess.json"), inputs, golden.get(f"{clip['id']}/raw/audio")))
+            clips.put_reference(put, clip["id"], {tensor: golden[f"{clip['id']}/output/{tensor}"] for tensor in flow["outputs"]})
+    put("tolerance.txt", clips.tolerance({tensor: parity[tensor] for tensor in flow["outputs"]}, clips.GOLDEN_DB))
+    heldout = verify / HELDOUT
+    if heldout.is_file():
+        (bundle / "heldout.txt").write_text(f"sha256={hash_file(heldout)}\nbytes={heldout.stat().st_size}\n", encoding="ascii", newline="\n")
+
+
+def passport(name: str, target: Mapping[str, Any]) -> dict[str, str]:
+    """What must be the same on the device: {name, target, sm, tensorrt, cuda}."""
+    facts = target["device"]
+    return {"name": name, "target": target["name"], "sm": str(facts["sm"]), "tensorrt": str(target["runtime"]["version"]), "cuda": str(facts["cuda"])}
+
+
+def read_passport(text: str) -> dict[str, str]:
+    """{key: value} of passport.txt, device.txt and the like."""
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def flow_text(flow: Mapping[str, Any]) -> str:
+    """flow.json as ek_trt reads it: one statement a line, fields separated by tabs.
+
+    Raises:
+        EdgekitError: a name that such a line cannot hold.
+    """
+    host = {step["step"]: step for step in flow.get("host_steps", [])}
+    lines: list[tuple[Any, ...]] = [("input", name, ",".join(map(str, want["shape"]))) for name, want in sorted(flow["inputs"].items())]
+    if stft := host.get("stft"):
+        lines.append(("stft", stft["from"], stft["give"], *_sizes(stft)))
+    for step in flow["steps"]:
+        lines.append(("step", step["engine"]))
+        for kind in ("feed", "each", "stack", "give"):
+            lines += [(kind, port, tensor) for port, tensor in sorted(step.get(kind, {}).items())]
+        lines += [("state", pair["in"], pair["out"], f"{pair['init']:.9g}") for pair in flow.get("states", {}).get(step["engine"], [])]
+    if istft := host.get("masked_istft"):
+        lines.append(("masked_istft", istft["spectrum"], istft["masks"], istft["give"], *_sizes(istft), istft["mask"], istft["samples"]))
+    lines += [("output", name) for name in flow["outputs"]]
+    for line in lines:
+        for field in line:
+            if not SAFE_NAME.fullmatch(str(field).replace(",", "").replace("+", "") or "0"):
+                raise EdgekitError(f"flow.json: `{field}` cannot stand in a line of flow.txt", "names are made of A-Z a-z 0-9 _ . / -")
+    return "".join("\t".join(map(str, line)) + "\n" for line in lines)
+
+
+def _sizes(step: Mapping[str, Any]) -> tuple[int, ...]:
+    return step["win_length"], step["hop_length"], step["n_fft"], step.get("delay", 0), step.get("chunk", 0)
+
+
+def _putter(folder: Path) -> Callable[[str, bytes], None]:
+    def put(name: str, data: bytes) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+    return put
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    target.chmod(0o755 if source.suffix == ".sh" else 0o644)
+
+
+def complete_measured(bundle: Path, result: Path) -> None:
+    """Make of a kit what is flashed: the engines, the board's passport and check.sh in place of what built them."""
+    for folder in sorted((result / "engines").iterdir()):
+        for file in ("model.engine", "layers.json"):
+            _copy(folder / file, bundle / "engines" / folder.name / file)
+    for name in ("finish.sh", "engines.txt", "heldout.txt"):
+        (bundle / name).unlink(missing_ok=True)
+    _copy(DEVICE / "check.sh", bundle / "check.sh")
+    made_for = read_passport((bundle / "passport.txt").read_text(encoding="utf-8"))
+    found = read_passport((result / "device.txt").read_text(encoding="utf-8"))
+    lines = {**made_for, **{key: found.get(key, "") for key in ("sm", "tensorrt", "cuda", "board", "l4t")}}
+    (bundle / "passport.txt").write_text("".join(f"{key}={value}\n" for key, value in lines.items()), encoding="utf-8", newline="\n")
