@@ -87,6 +87,11 @@ class FloatModel:
         """{engine: session}, as the reference that everything is measured against."""
         return {engine.name: torch_session(engine) for engine in self.engines()}
 
+    def comparisons(self) -> dict[str, dict[str, Any]]:
+        """{name: flow} that the model is measured against, over its own tensors and engines; see edgekit.models."""
+        definition = self.model
+        return definition.comparisons(self.config) if hasattr(definition, "comparisons") else {}
+
     def export(self, engine: str, path: Path) -> dict[str, Any]:
         """Write one engine as a canonical ONNX graph; what was done, see `graph.canonical`."""
         from . import graph
@@ -123,6 +128,9 @@ class OnnxModel(FloatModel):
     @property
     def model(self):
         raise EdgekitError("a model that came as an ONNX file has no torch module", "this is a bug of edgekit; please report it")
+
+    def comparisons(self) -> dict[str, dict[str, Any]]:
+        return {}
 
     def sessions(self) -> dict[str, Session]:
         """The user's own graph, so that a fault of our form of it shows."""

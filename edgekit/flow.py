@@ -6,16 +6,28 @@ engine tensors always have batch 1 in front.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
 
-from . import spectrum
+from . import snr, spectrum
 from .errors import EdgekitError
 
 Session = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
 Tap = Callable[[str, dict[str, np.ndarray], Mapping[str, np.ndarray]], None]
+
+# What the host computes: {step: (keys that name the tensors it reads, how)}. A step runs as soon as what it reads is there.
+HOST = {
+    "constant": ((), lambda step, tensors, memory: np.float32(step["value"])),
+    "stft": (("from",), lambda step, tensors, memory: spectrum.before(step, tensors[step["from"]])),
+    "masked_istft": (("spectrum", "masks"), lambda step, tensors, memory: spectrum.after(step, tensors[step["spectrum"]], tensors[step["masks"]])),
+    "match": (("speech", "noisy"), snr.match_step),
+    "snr": (("speech", "noisy"), snr.snr_step),
+    "alpha": (("snr_db",), snr.alpha_step),
+    "blend": (("share", "of", "rest"), snr.blend_step),
+    "normalize": (("from",), snr.normalize_step),
+}
 
 
 def run_flow(
@@ -23,14 +35,18 @@ def run_flow(
     sessions: Mapping[str, Session],
     inputs: Mapping[str, np.ndarray],
     tap: Tap | None = None,
+    memory: MutableMapping[str, Any] | None = None,
+    also: MutableMapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Run every step of `flow` on one window, with what the host does before and after the engines (spectra, see edgekit.spectrum).
+    """Run every step of `flow` on one window, with what the host does around the engines (HOST; see edgekit.spectrum and edgekit.snr).
 
     Args:
         flow: the content of flow.json.
         sessions: {engine: callable(feeds) -> outputs}, tensors with batch 1.
         inputs: {flow input: array without batch axis}, shapes as in flow["inputs"].
         tap: called as tap(engine, feeds, outputs) after every single run of an engine.
+        memory: what the host keeps from window to window of one stream, such as a moving average; {} before its first.
+        also: is given every tensor of the flow, whatever its outputs are.
 
     Returns:
         {flow output: array without batch axis}.
@@ -46,12 +62,20 @@ def run_flow(
             raise EdgekitError(f"flow input `{name}` has shape {list(np.shape(inputs[name]))}, expected {list(want['shape'])}")
         tensors[name] = np.asarray(inputs[name], want["dtype"])
 
-    host = {step["step"]: step for step in flow.get("host_steps", [])}
-    if stft := host.get("stft"):
-        tensors[stft["give"]] = spectrum.before(stft, _tensor(tensors, stft["from"], "stft"))
+    waiting = [step for step in flow.get("host_steps", []) if step["step"] in HOST]
+    kept = {} if memory is None else memory
+
+    def host() -> None:
+        for step in list(waiting):
+            reads, compute = HOST[step["step"]]
+            if all(step[key] in tensors for key in reads):
+                tensors[step["give"]] = compute(step, tensors, kept)
+                waiting.remove(step)
+
     for step in flow["steps"]:
         engine = step["engine"]
-        run = _stateful(flow, engine, sessions[engine], tap)
+        host()
+        run = stateful(flow, engine, sessions[engine], tap)
         fed = {port: _tensor(tensors, source, engine)[None] for port, source in step.get("feed", {}).items()}
         each = {port: _tensor(tensors, source, engine) for port, source in step.get("each", {}).items()}
         if not each:
@@ -74,8 +98,12 @@ def run_flow(
             tensors[name] = np.stack(collected[port])
         for port, name in step.get("give", {}).items():  # of the last run
             tensors[name] = _without_batch(outputs[port], engine, port)
-    if istft := host.get("masked_istft"):
-        tensors[istft["give"]] = spectrum.after(istft, _tensor(tensors, istft["spectrum"], "masked_istft"), _tensor(tensors, istft["masks"], "masked_istft"))
+    host()
+    for step in waiting:
+        for key in HOST[step["step"]][0]:
+            _tensor(tensors, step[key], step["step"])
+    if also is not None:
+        also.update(tensors)
     return {name: _tensor(tensors, name, "flow outputs") for name in flow["outputs"]}
 
 
@@ -137,12 +165,15 @@ class Live:
         """The flow inputs that come piece by piece."""
         return [source for step in self._steps for source in step["each"].values()]
 
-    def push(self, piece: Mapping[str, np.ndarray], whole: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray] | None:
+    def push(
+        self, piece: Mapping[str, np.ndarray], whole: Mapping[str, np.ndarray] | None = None, memory: MutableMapping[str, Any] | None = None
+    ) -> dict[str, np.ndarray] | None:
         """Take the newest element of every input that comes in pieces, and the other inputs whole.
 
         Args:
             piece: {flow input: its next element, without the axis that `each` runs over}.
-            whole: the flow inputs that no kept step reads, of the window that ends now.
+            whole: the flow inputs that no kept step reads, of the window that ends now; may be left out until the window is full.
+            memory: as `run_flow` takes it.
 
         Returns:
             the answer for the window that ends here; None until it is full.
@@ -163,7 +194,7 @@ class Live:
         ready = {name: np.stack(ring) for name, ring in self._rings.items()}
         others = {name: want for name, want in self._flow["inputs"].items() if name not in self.inputs}
         rest["inputs"] = {**others, **{name: {"shape": list(value.shape), "dtype": "float32"} for name, value in ready.items()}}
-        return run_flow(rest, self._sessions, {**(whole or {}), **ready})
+        return run_flow(rest, self._sessions, {**(whole or {}), **ready}, memory=memory)
 
     def _length(self, step: dict[str, Any]) -> int:
         """Elements in a window: what the input's first axis holds."""
@@ -191,7 +222,7 @@ def runs_per_window(flow: dict[str, Any]) -> dict[str, int]:
     return runs
 
 
-def _stateful(flow: dict[str, Any], engine: str, session: Session, tap: Tap | None) -> Session:
+def stateful(flow: dict[str, Any], engine: str, session: Session, tap: Tap | None) -> Session:
     """`session` with its states fed back from run to run, starting at their `init`."""
     pairs = flow.get("states", {}).get(engine, [])
     states = {pair["in"]: np.full(pair["shape"], pair["init"], np.float32) for pair in pairs}

@@ -7,7 +7,9 @@ is float. ONNX Runtime can execute it as written, so each built artifact has a r
 Two kinds of targets. On those with `numbers.outputs` (TFLite, ONNX Runtime) an integer layer writes
 integers, so the tensor itself is quantized and everybody reads the rounded values. On the others
 (TensorRT, OpenVINO) a layer may write floats, and a tensor is rounded only where an integer layer
-reads it.
+reads it. Where its table takes Concat, MaxPool or another op that moves values in INT8, a layer
+whose values such ops bring to another integer layer writes integers too: moved as they are, they are a
+quarter of the bytes.
 """
 
 from __future__ import annotations
@@ -92,6 +94,7 @@ def precisions(
 class _Sorting:
     def __init__(self, model: ir.Model, ops: Mapping[str, Mapping[str, Any]], skip: Mapping[str, str], outputs: bool):
         self.model, self.ops, self.skip, self.outputs = model, ops, skip, outputs
+        self.movers = frozenset(PASSES_INTEGERS) if outputs else frozenset(op for op in PASSES_INTEGERS if ops.get(op, {}).get("int8"))
         self.skipped: dict[str, str] = {}
         self.layers: dict[str, ir.Node] = {}
         for node in model.graph:
@@ -104,6 +107,7 @@ class _Sorting:
         self.cells = {name: ops["Scan"].get("cell") or "float" for name, node in self.layers.items() if node.op_type == "Scan"}
         self.loops: dict[str, LoopTensors] = {name: tensors_of(self.layers[name], cell) for name, cell in self.cells.items()}
         self.fused: dict[str, ir.Node] = {}
+        self.others: dict[str, ir.Node] = {}
         # The last tensors of each layer: what it writes.
         self.ends: dict[str, list[ir.Value]] = {}
         for name, node in self.layers.items():
@@ -121,7 +125,10 @@ class _Sorting:
                 scale = _fixed(self.ops, node.op_type)
                 if scale is not None:
                     fixed[end.name] = scale
-        joined = self._joined({name for name in writes if name not in fixed})
+        joined = self._joined({name for name in writes if name not in fixed} if self.outputs else {end.name for ends in self.ends.values() for end in ends})
+        if not self.outputs:
+            parts = {part for _, parts in joined for part in parts}
+            writes += [end.name for ends in self.ends.values() for end in ends if end.name in parts or self._is_moved_to_int8(end, self.movers - {"Concat"})]
         writes += [value.name for value, _ in joined]
         in_int8 = {*self.layers, *self.fused, *self.others}
         tensors: dict[str, None] = {}
@@ -147,25 +154,27 @@ class _Sorting:
         made_of: dict[str, frozenset[str]] = {name: frozenset([name]) for name in written - loops}
         found = []
         for node in self.model.graph:
-            if node.op_type not in PASSES_INTEGERS or not node.inputs:
+            if node.op_type not in self.movers or not node.inputs:
                 continue
             parts = [made_of.get(value.name) for value in (node.inputs if node.op_type == "Concat" else node.inputs[:1]) if value is not None]
             if not parts or None in parts:
                 continue
             union = frozenset().union(*parts)
             if node.op_type == "Concat":
-                if not self._reaches_int8(node.outputs[0]):
+                if not self._reaches_int8(node.outputs[0], self.movers):
                     continue
                 found.append((node.outputs[0], union))
             made_of.update({out.name: union for out in node.outputs})
         return found
 
-    def _reaches_int8(self, value: ir.Value) -> bool:
-        """Whether an integer kernel reads a value, at once or after it was moved."""
-        return any(
-            use.node.name in self.layers or use.node.name in self.others or (use.node.op_type in PASSES_INTEGERS and any(self._reaches_int8(out) for out in use.node.outputs))
-            for use in value.uses()
-        )
+    def _reaches_int8(self, value: ir.Value, movers: frozenset[str]) -> bool:
+        """Whether an integer kernel reads a value, at once or after `movers` moved it."""
+        return any(use.node.name in self.layers or use.node.name in self.others for use in value.uses()) or self._is_moved_to_int8(value, movers)
+
+    def _is_moved_to_int8(self, value: ir.Value, movers: frozenset[str]) -> bool:
+        """Whether `movers`, and at least one of them, bring a value to an integer kernel."""
+        after = [use.node for use in value.uses() if use.node.op_type in movers]
+        return any(self._reaches_int8(out, movers) for node in after for out in node.outputs)
 
     def _symmetric(self, reads: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
         """What only products of two activations read, where the target wants these symmetric."""
@@ -198,6 +207,8 @@ class _Sorting:
         if self.outputs:
             return user.op_type != "LeakyRelu"  # it has a kernel of its own there: a follower
         # Joined only between integer layers: where floats are read, the compiler may well keep them.
+        if self._is_moved_to_int8(user.outputs[0], self.movers):
+            return True
         after = [use.node for use in user.outputs[0].uses()]
         return bool(after) and not user.outputs[0].is_graph_output() and all(n.name in self.layers and n.inputs[0] is user.outputs[0] for n in after)
 

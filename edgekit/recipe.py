@@ -59,7 +59,9 @@ class Load(Schema):
 
     model: Text = Field(description="registered model such as `mhlt`, `package.module:factory`, or a path to an .onnx file")
     config: Text = Field("default", description="the model's configuration, such as `small`")
-    checkpoint: Text | None = Field(None, description="weights, relative to the recipe: .safetensors, or .pt with weights only; an .onnx file holds its own")
+    checkpoint: Text | Annotated[dict[str, Text], Field(min_length=1)] | None = Field(
+        None, description="weights, relative to the recipe: .safetensors, or .pt with weights only; {part: file} of a model that is put together; an .onnx file holds its own"
+    )
     inputs: dict[str, Input] | None = Field(None, description="how each input of an .onnx file is made of a clip")
 
     @property
@@ -134,6 +136,7 @@ class Gate(Schema):
     max_decrease: NotNegative | None = Field(None, description="original minus artifact may be at most this")
     min: float | None = Field(None, description="the artifact's own value must be at least this")
     max: float | None = Field(None, description="the artifact's own value may be at most this")
+    max_over: dict[str, float] | None = Field(None, description="{comparison: artifact minus it, on the same clips, may be at most this}; of errors")
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> Gate:
@@ -154,6 +157,8 @@ OWN_VALUE_ONLY = ("int8_macs", "agreement")  # agreement: share of clips where t
 DEVICE_GATES = ("latency_ms", "device_memory_mib")
 GATES = (*LOWER_IS_BETTER, *HIGHER_IS_BETTER, *OWN_VALUE_ONLY, *DEVICE_GATES)
 OWN_METRIC = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"  # package.module:function of a data set's own metric
+LARGEST = ("alpha",)  # outputs whose largest value in a slice may be gated
+SLICE = r"(?P<metric>\w+) at (?P<tag>\w+)=(?P<value>\S+)"  # `mae at snr_db=-5`: a gate on one slice of the report
 
 
 class Recipe(Schema):
@@ -169,7 +174,7 @@ class Recipe(Schema):
     gates: dict[str, Gate] = Field(
         {},
         description="limits that the report must meet; changing one never runs a model again",
-        json_schema_extra={"propertyNames": {"anyOf": [{"enum": list(GATES)}, {"pattern": f"^{OWN_METRIC}$"}]}},
+        json_schema_extra={"propertyNames": {"anyOf": [{"enum": list(GATES)}, {"pattern": f"^{OWN_METRIC}$"}, {"pattern": r"^\w+ at \w+=\S+$"}]}},
     )
 
     @model_validator(mode="after")
@@ -186,8 +191,10 @@ class Recipe(Schema):
     @model_validator(mode="after")
     def _gates_are_of_known_numbers_and_point_the_right_way(self) -> Recipe:
         for name, gate in self.gates.items():
-            if name not in GATES and not re.fullmatch(OWN_METRIC, name):
-                raise document.mistake(f"unknown gate `{name}`", document.suggestion(name, GATES), at=("gates", name))
+            part = re.fullmatch(SLICE, name)
+            known = (*LOWER_IS_BETTER, *HIGHER_IS_BETTER, *LARGEST) if part else GATES
+            if (part["metric"] if part else name) not in known and not re.fullmatch(OWN_METRIC, name):
+                raise document.mistake(f"unknown gate `{name}`", document.suggestion(part["metric"] if part else name, known), at=("gates", name))
             for limit in sorted(gate.model_fields_set - set(limits_of(name))):
                 hint = f"use {' or '.join(f'`{known}`' for known in limits_of(name))}"
                 raise document.mistake(f"gate `{name}` cannot have `{limit}`", hint, at=("gates", name, limit))
@@ -253,7 +260,7 @@ class Recipe(Schema):
         """
         value: Any = self
         for key in dotted.split("."):
-            value = getattr(value, key)
+            value = value[key] if isinstance(value, dict) else getattr(value, key)
         path = self.resolve(value)
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist"
@@ -308,10 +315,14 @@ def _without_titles(schema: Any, is_properties: bool = False) -> Any:
 
 def limits_of(gate: str) -> tuple[str, ...]:
     """The limits that make sense: an error may rise by so much, a score may fall by so much."""
+    if part := re.fullmatch(SLICE, gate):
+        gate = part["metric"]
+    if gate in LARGEST:
+        return ("max",)
     if gate in DEVICE_GATES:
         return ("max",)
     if gate in OWN_VALUE_ONLY:
         return ("min", "max")
     if gate in LOWER_IS_BETTER:
-        return ("max_increase", "max")
+        return ("max_increase", "max", "max_over")
     return ("max_decrease", "min") if gate in HIGHER_IS_BETTER else tuple(Gate.model_fields)

@@ -317,8 +317,25 @@ class _Page:
                 for s in mine
             ]
             listed = table(f"{self.label(name)} by {title}", [title, "Clips", *ROWS.values(), "INT8 − float"], rows, numeric=(1, 2, 3, 4, 5))
-            parts.append(f'<h3>{esc(title)}</h3><div class="pair lean">{chart}{listed}</div>')
+            parts.append(f'<h3>{esc(title)}</h3><div class="pair lean">{chart}{listed}</div>{self._compared(mine, title)}')
         return "".join(parts)
+
+    def _compared(self, slices: Sequence[Mapping[str, Any]], title: str) -> str:
+        """What the artifact is measured against on the same clips, and the outputs that tell why."""
+        others = list(slices[0].get("comparisons", {}))
+        outputs = list(slices[0].get("outputs", {}))
+        if not others and not outputs:
+            return ""
+        name, rows = slices[0]["metric"], []
+        for s in slices:
+            cells = [esc(_minus(s["value"])), self.number(name, s["artifact"])]
+            for other in others:
+                row = s["comparisons"][other][name]
+                band = self.interval(name, [row["over"]["low"], row["over"]["high"]], signed=True)
+                cells.append(f'{self.number(name, row["value"])}<span class="ci">INT8 {self.number(name, row["over"]["value"], signed=True)}</span>{band}')
+            cells += [f'{s["outputs"][key]["mean"]:.3f}<span class="ci">at most {s["outputs"][key]["max"]:.3f}</span>' for key in outputs]
+            rows.append(cells)
+        return table(f"{self.label(name)} against the alternatives by {title}", [title, "INT8", *map(esc, others), *map(esc, outputs)], rows, numeric=range(1, 2 + len(others) + len(outputs)))
 
     def device(self) -> str:
         """Latency and memory as the device measured them; nothing in a report of the host."""

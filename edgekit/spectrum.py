@@ -60,8 +60,8 @@ class Stft:
         spectrum = np.fft.rfft(cut, self.n_fft)[:, 1:]
         return np.stack([spectrum.real, spectrum.imag], axis=1).astype(np.float32)
 
-    def synthesize(self, frames: np.ndarray, samples: int) -> np.ndarray:
-        """[frames, 2, bins] without DC → [samples] float32, within ±1."""
+    def pieces(self, frames: np.ndarray) -> np.ndarray:
+        """[frames, 2, bins] without DC → [frames, win_length] float64: what each frame adds to the wave, before the division by `weight`."""
         values = np.asarray(frames, np.float64)
         spectrum = np.concatenate([np.zeros((len(values), 1)), values[:, 0] + 1j * values[:, 1]], axis=1)
         half = self.n_fft / 2
@@ -71,9 +71,12 @@ class Stft:
         for parity in (0, 1):
             mine = v[:, parity::2]
             mine -= mine.sum(axis=1, keepdims=True) / (half + mine.shape[1])
-        window = self.window()
-        v *= window / half
-        length = (len(values) - 1) * self.hop_length + self.win_length
+        return v * (self.window() / half)
+
+    def synthesize(self, frames: np.ndarray, samples: int) -> np.ndarray:
+        """[frames, 2, bins] without DC → [samples] float32, within ±1."""
+        v, window = self.pieces(frames), self.window()
+        length = (len(v) - 1) * self.hop_length + self.win_length
         wave, weight = np.zeros(length), np.zeros(length)
         for t, frame in enumerate(v):
             here = slice(t * self.hop_length, t * self.hop_length + self.win_length)

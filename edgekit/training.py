@@ -349,7 +349,9 @@ class TrainRecipe(Schema):
     joint: Phase
     quantize_aware: QuantizeAware | None = Field(None, description="after `joint`, with rounded activations")
     modality: Literal["both", "audio", "video"] = "both"
-    init: str | None = Field(None, min_length=1, description="checkpoint whose weights stand in wherever name and shape are the same, relative to this file")
+    init: str | dict[str, str] | None = Field(
+        None, min_length=1, description="checkpoint whose weights stand in wherever name and shape are the same, relative to this file; {part: file} of a model that is put together"
+    )
     frozen_encoders: bool = Field(False, description="train what follows the encoders only, on what they give for the clips as they are")
     seed: int = Field(1, ge=0)
     licence: str | None = Field(None, min_length=1, description="of the weights, such as `CC0-1.0`; by default that of the data, where it states one")
@@ -373,10 +375,11 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
     out = folder / recipe.out
     if not out.name.endswith((".safetensors", PACKED)) or out.is_dir():
         raise RecipeError(f"{read.where('out')}: `out` must be a file that ends in .safetensors or {PACKED}, got `{recipe.out}`")
+    inits = recipe.init if isinstance(recipe.init, dict) else {"": recipe.init} if recipe.init is not None else {}
     torch.manual_seed(recipe.seed)
     module = definition.for_training(definition.build(config))
     if recipe.init is not None:
-        _start_from(module, definition, config, folder / recipe.init, read)
+        _start_from(module, definition, config, {part: folder / file for part, file in inits.items()}, read)
     if recipe.frozen_encoders and not hasattr(definition, "encode"):
         raise RecipeError(f"{read.where('frozen_encoders')}: model `{recipe.model}` has no encoders that can be frozen", "leave it out")
     phases = {name: [Schedule(**p.model_dump(), seed=recipe.seed) for p in row] for name, row in recipe.towers.items()}
@@ -418,7 +421,7 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
             key = sha256_of([asdict(s) for s in row[: n + 1]])  # a phase starts where the ones before it ended
             run(f"{name} {n + 1}", tower, type(tower).__call__, schedule, scratch / f"{name}-{key[:8]}", names=[tower.source])
     joint = Schedule(**recipe.joint.model_dump(), modality=recipe.modality, seed=recipe.seed)
-    before = {"towers": {k: [asdict(s) for s in row] for k, row in phases.items()}} | ({"init": hash_file(folder / recipe.init)} if recipe.init else {})
+    before = {"towers": {k: [asdict(s) for s in row] for k, row in phases.items()}} | ({"init": digests.get("", digests)} if (digests := {part: hash_file(folder / file) for part, file in inits.items()}) else {})
     key = sha256_of({"joint": asdict(joint), **before, **({"frozen": True} if recipe.frozen_encoders else {})})
     if recipe.frozen_encoders:
         module.eval()
@@ -436,7 +439,7 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
             run("quantize-aware", module, definition.train_forward, schedule, folder, bank, watch, augmented=None if recipe.frozen_encoders else augmented)
     if recipe.significant_bits is not None:
         round_weights(module, recipe.significant_bits)
-    save_checkpoint(module, out, {
+    save_checkpoint(module, out, only=getattr(definition, "TAUGHT", ("",)), provenance={
         "trained_by": "edgekit train", "recipe": recipe.model_dump(mode="json"), "train_data": train_set.digest(),
         "validation_data": watch_set.digest(), "torch": torch.__version__, "log": log,
         "licence": recipe.licence or getattr(train_set, "licence", None),
@@ -444,22 +447,25 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
     return out
 
 
-def _start_from(module: nn.Module, definition: ModuleType, config: Any, path: Path, read: document.Document) -> None:
-    """Put the weights of another checkpoint into `module` where name and shape are the same.
+def _start_from(module: nn.Module, definition: ModuleType, config: Any, paths: Mapping[str, Path], read: document.Document) -> None:
+    """Put the weights of another checkpoint, or of one for each part, into `module` where name and shape are the same.
 
     Raises:
         RecipeError: no such file.
         CheckpointError: not one weight of it fits.
     """
-    if not path.is_file():
-        raise RecipeError(f"{read.where('init')}: `init` does not exist: {path}", "train that checkpoint first")
-    known = module.state_dict()
-    state = definition.normalize_keys(read_state(path), config)
+    known, state = module.state_dict(), {}
+    for part, path in paths.items():
+        if not path.is_file():
+            raise RecipeError(f"{read.where('init')}: `init` does not exist: {path}", "train that checkpoint first")
+        state |= {f"{part}.{key}" if part else key: value for key, value in read_state(path).items()}
+    state = definition.normalize_keys(state, config)
     fitting = {k: v.to(known[k].dtype) for k, v in state.items() if k in known and v.shape == known[k].shape}
+    names = ", ".join(path.name for path in paths.values())
     if not fitting:
-        raise CheckpointError(f"{path}: none of its {len(state)} weights has a name and shape of model `{definition.__name__.rpartition('.')[2]}`")
+        raise CheckpointError(f"{names}: none of its {len(state)} weights has a name and shape of model `{definition.__name__.rpartition('.')[2]}`")
     module.load_state_dict(fitting, strict=False)
-    note(f"{len(fitting)} of {len(known)} weights start from {path.name}")
+    note(f"{len(fitting)} of {len(known)} weights start from {names}")
 
 
 def _definition(recipe: TrainRecipe, read: document.Document) -> tuple[ModuleType, Any]:
@@ -535,8 +541,11 @@ def round_weights(module: nn.Module, bits: int) -> None:
                 weight.copy_(torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent))
 
 
-def save_checkpoint(module: nn.Module, path: Path, provenance: dict) -> None:
+def save_checkpoint(module: nn.Module, path: Path, provenance: dict, only: tuple[str, ...] = ("",)) -> None:
     """Write the weights as float16 safetensors (packed, if the name ends in .xz) and the provenance as JSON beside them, whole or not at all.
+
+    Args:
+        only: prefixes of the weights to be written.
 
     A tensor whose values float16 cannot hold, such as the variance of unscaled pixels, stays float32.
 
@@ -549,6 +558,8 @@ def save_checkpoint(module: nn.Module, path: Path, provenance: dict) -> None:
 
     state = {}
     for name, value in module.state_dict().items():
+        if not name.startswith(only):
+            continue
         if not value.isfinite().all():
             raise DataError(f"{path}: `{name}` holds NaN or infinity", "the training diverged: lower the learning rate")
         fits = value.is_floating_point() and value.abs().max() <= torch.finfo(torch.float16).max

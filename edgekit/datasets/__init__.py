@@ -43,6 +43,7 @@ DATASETS = {
     "meld": "edgekit.datasets.meld",
     "clean_noisy": "edgekit.datasets.clean_noisy",
     "noisy_speech": "edgekit.datasets.noisy_speech",
+    "synthetic_av_noisy": "edgekit.datasets.noisy_scenes",
 }
 
 

@@ -22,6 +22,8 @@ and, if it likes,
     loss(outputs, labels) -> scalar      by default the L1 distance; outputs may hold more while training, for auxiliary heads
     augment(batch, generator) -> batch   by default mirrored, shifted and relit video and shifted sound
     remix(batch, labels, generator) -> (batch, labels)   in place of `augment`, where the labels change too
+    comparisons(cfg) -> {name: flow}     what verify measures it against on the same clips: flows over tensors (`inputs`: a list of names) and engines of its own
+    TAUGHT                               prefixes of the weights that `edgekit train` saves, where the rest comes from checkpoints of its own
     towers(module) -> {name: module}     encoders that may be trained alone first: `source` (a flow input) and forward(batch) -> outputs
     select(module, bank, seed)           after the towers, before the rest is trained: choose by the training clips (a training.ClipBank) and write into
                                          the module's buffers, such as which features are read; the same clips, weights and seed give the same
@@ -56,6 +58,7 @@ MODELS = {
     "jca": "edgekit.models.jca",
     "leader_follower": "edgekit.models.leader_follower",
     "mhlt": "edgekit.models.mhlt",
+    "mhlt_robust": "edgekit.models.mhlt_robust",
     "tiny": "edgekit.models.tiny",
 }
 # The keys of each CONFIGS, so that a plan refuses a wrong name without importing torch.
@@ -69,8 +72,11 @@ CONFIG_NAMES = {
     "jca": ("default", "release", "small", "tiny"),
     "leader_follower": ("default", "release", "release_valence", "release_arousal", "small", "tiny"),
     "mhlt": ("default", "small", "tiny"),
+    "mhlt_robust": ("default", "default_feature", "small", "small_decision", "tiny", "tiny_feature"),
     "tiny": ("default", "tiny"),
 }
+# Models that are put together of several checkpoints: {model: (parts that it needs, parts that it may have)}.
+PARTS = {"mhlt_robust": (("denoiser", "mhlt"), ("head",))}
 GROUP = "edgekit.models"
 PROTOCOL = (
     "CONFIGS", "Config", "build", "fold", "normalize_keys", "io_spec", "preprocess_spec", "flow", "engines", "prune_groups", "train_forward",
@@ -124,6 +130,28 @@ def require_config(name: str, config_name: str) -> None:
     known = CONFIG_NAMES.get(name)
     if known is not None and config_name not in known:
         raise RecipeError(f"`load.config`: model `{name}` has no configuration `{config_name}`", suggestion(config_name, known))
+
+
+def require_parts(name: str, checkpoint: str | Mapping[str, str] | None) -> None:
+    """Refuse one checkpoint where a model has several, several where it has one, and wrong parts; imports nothing.
+
+    Raises:
+        RecipeError: the message lists the parts.
+    """
+    needed, optional = PARTS.get(name, ((), ()))
+    if isinstance(checkpoint, Mapping) and not needed:
+        raise RecipeError(f"`load.checkpoint`: model `{name}` has one checkpoint, not one for each part", "give the path of a file")
+    if not needed:
+        return
+    listed = ", ".join((*needed, *(f"{part} (optional)" for part in optional)))
+    if not isinstance(checkpoint, Mapping):
+        raise RecipeError(f"`load.checkpoint`: model `{name}` is put together of several checkpoints", f"give {{part: file}}; the parts are {listed}")
+    for part in checkpoint:
+        if part not in (*needed, *optional):
+            raise RecipeError(f"`load.checkpoint`: model `{name}` has no part `{part}`", f"the parts are {listed}")
+    for part in needed:
+        if part not in checkpoint:
+            raise RecipeError(f"`load.checkpoint`: part `{part}` is missing", f"the parts of `{name}` are {listed}")
 
 
 def config(name: str, config_name: str, code: Mapping[str, str] | None = None):

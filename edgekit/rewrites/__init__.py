@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from edgekit.errors import EdgekitError
 from edgekit.rewrites.arithmetic import clamp_int64, decompose_instance_norm, decompose_layer_norm, decompose_reduce_l2, pow_to_mul
 from edgekit.rewrites.change import Change
+from edgekit.rewrites.channels import direct_channels, multiplier_to_concat
 from edgekit.rewrites.conv3d import conv3d_to_conv2d, conv3d_to_conv2d_taps
 from edgekit.rewrites.gelu import fuse_gelu
 from edgekit.rewrites.layout import batch_norm_to_conv, conv1d_to_conv2d, gather_to_shuffle, linear_to_conv2d, merge_layout_ops, rows_to_sequence
@@ -59,6 +60,8 @@ REWRITES: Mapping[str, Callable[[ir.Model], list[Change]]] = {
     "linear_to_conv2d": linear_to_conv2d,
     "rows_to_sequence": rows_to_sequence,
     "merge_layout_ops": merge_layout_ops,
+    "multiplier_to_concat": multiplier_to_concat,
+    "direct_channels": direct_channels,
     "gather_to_shuffle": gather_to_shuffle,
     "shuffle_to_concat": shuffle_to_concat,
     "rnn_to_scan": rnn_to_scan,

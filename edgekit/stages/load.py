@@ -34,12 +34,15 @@ def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Sour
         files["code"] = FileSource(code.find(name, recipe.dir).path)
     elif (plugin := plugins.find(models.GROUP, name, models.MODELS)) is not None:
         spec["distribution"] = f"{plugin.distribution} {plugin.version}"
-    path = recipe.file("load.checkpoint")
-    files["checkpoint"] = FileSource(path)
-    # `x.safetensors` may have `x.json` beside it, which says how it was trained.
-    provenance = checkpoint.provenance_of(path)
-    if provenance.is_file():
-        files["provenance"] = FileSource(provenance)
+    models.require_parts(name, recipe.load.checkpoint)
+    parts = recipe.load.checkpoint if isinstance(recipe.load.checkpoint, dict) else {}
+    for key in [f".{part}" for part in parts] or [""]:
+        path = recipe.file(f"load.checkpoint{key}")
+        files[f"checkpoint{key}"] = FileSource(path)
+        # `x.safetensors` may have `x.json` beside it, which says how it was trained.
+        provenance = checkpoint.provenance_of(path)
+        if provenance.is_file():
+            files[f"provenance{key}"] = FileSource(provenance)
     return spec, files
 
 
@@ -51,18 +54,28 @@ def run(job: Job) -> None:
     origin = {"sha256": job.files["code"].digest()} if "code" in job.files else {key: job.spec[key] for key in ("distribution",) if key in job.spec}
     definition = models.get(name, origin, config_name)
     config = models.config(name, config_name, origin)
-    source = cast(FileSource, job.files["checkpoint"])
-    path = source.path
+    found = {key.partition(".")[2]: cast(FileSource, source) for key, source in job.files.items() if key.partition(".")[0] == "checkpoint"}
+    path = next(iter(found.values())).path
+    if "" in found:
+        state = checkpoint.read_state(path)
+    else:  # one file for each part: its name goes before its weights
+        state = {f"{part}.{key}": value for part, source in found.items() for key, value in checkpoint.read_state(source.path).items()}
     module = definition.fold(definition.build(config)).eval()
-    state = definition.normalize_keys(checkpoint.read_state(path), config)
+    state = definition.normalize_keys(state, config)
     unused = checkpoint.load_into(module, state, path, getattr(definition, "OPTIONAL_KEYS", ()))
     if hasattr(definition, "balance"):
         definition.balance(module)
     if unused and "code" in job.files:
         raise CheckpointError(f"{path}: `{name}` has no use for {len(unused)} of the weights, first `{unused[0]}`", "check `load.config`; or rename and drop keys in `normalize_keys` of a whole definition")
-    provenance: dict[str, Any] = {"checkpoint_sha256": source.digest(), "unused_keys": unused}
-    if "provenance" in job.files:
-        provenance["training"] = _training(cast(FileSource, job.files["provenance"]).path, source.digest())
+    digests = {part: source.digest() for part, source in found.items()}
+    provenance: dict[str, Any] = {"checkpoint_sha256": digests[""] if "" in found else digests, "unused_keys": unused}
+    training = {
+        part: _training(cast(FileSource, job.files[key]).path, digests[part])
+        for part in found
+        if (key := f"provenance.{part}" if part else "provenance") in job.files
+    }
+    if training:
+        provenance["training"] = training[""] if "" in training else training
     save_float_model(job.out, module, name, config, config_name, provenance, pruned=False, code=origin)
 
 

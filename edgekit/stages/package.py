@@ -7,6 +7,7 @@ or cannot be decided leaves the report and nothing that could be flashed.
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -161,7 +162,10 @@ def judge(gates: Mapping[str, Mapping[str, float]], report: Mapping[str, Any]) -
     Raises:
         RecipeError: the report has no such metric.
     """
-    return [_judge(name, kind, limit, report) for name, limits in sorted(gates.items()) for kind, limit in sorted(limits.items())]
+    asked = [(name, kind, limit) for name, limits in sorted(gates.items()) for kind, limit in sorted(limits.items())]
+    # `max_over: {mhlt: 0}` is one limit for each comparison.
+    single = [(name, f"{kind} {key}", value) for name, kind, limit in asked if isinstance(limit, Mapping) for key, value in sorted(limit.items())]
+    return [_judge(name, kind, limit, report) for name, kind, limit in [*(row for row in asked if not isinstance(row[2], Mapping)), *single]]
 
 
 def _judge(name: str, kind: str, limit: float, report: Mapping[str, Any]) -> Row:
@@ -182,6 +186,8 @@ def _measured(name: str, kind: str, report: Mapping[str, Any]) -> tuple[float | 
     if name in DEVICE_GATES:
         value = report["device"].get(name)
         return value, value, value
+    if kind.startswith("max_over ") or re.fullmatch(SLICE, name):
+        return _measured_part(name, kind, report)
     if name == "int8_macs":
         share = report["coverage"]["int8_macs"]
         return share, share, share
@@ -197,6 +203,37 @@ def _measured(name: str, kind: str, report: Mapping[str, Any]) -> tuple[float | 
     if kind == "max_increase":
         return value, low, high
     return tuple(None if x is None else 0.0 - x for x in (value, high, low))  # 0.0 - x: no minus zero
+
+
+def _measured_part(name: str, kind: str, report: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
+    """The same of a slice (`mae at snr_db=-5`), or of the artifact over a comparison.
+
+    Raises:
+        RecipeError: the report has no such slice, metric or comparison.
+    """
+    at = re.fullmatch(SLICE, name)
+    if at is None:
+        part, metric = {"comparisons": report.get("comparisons", {})}, name
+    else:
+        metric = at["metric"]
+        found = [one for one in report["slices"] if one["tag"] == at["tag"] and one["value"] == at["value"] and (one["metric"] == metric or metric in one.get("outputs", {}))]
+        if not found:
+            known = [f"{one['metric']} at {one['tag']}={one['value']}" for one in report["slices"]]
+            raise RecipeError(f"gate `{name}`: the report has no such slice", f"it has: {', '.join(known) or 'none'}")
+        part = found[0]
+    if metric in part.get("outputs", {}):
+        largest = part["outputs"][metric]["max"]
+        return largest, largest, largest
+    if kind.startswith("max_over "):
+        other = kind.removeprefix("max_over ")
+        if other not in part.get("comparisons", {}):
+            raise RecipeError(f"gate `{name}`: the report has no comparison `{other}`", f"it has: {', '.join(part.get('comparisons', {})) or 'none'}")
+        change = part["comparisons"][other][metric]["over"]
+        return change["value"], change["low"], change["high"]
+    if kind in ("min", "max"):
+        return part["artifact"], part["low"], part["high"]
+    value, low, high = (part["total"][key] for key in ("value", "low", "high"))
+    return (value, low, high) if kind == "max_increase" else (None if value is None else 0.0 - value, None if high is None else 0.0 - high, None if low is None else 0.0 - low)
 
 
 def verdict_of(gates: list[Row], measured_on: str) -> str:

@@ -30,6 +30,7 @@ SEMANTICS = 2  # 2: labels of classes and of moments
 TOOLS = ("torch", "transformers", "numpy")
 
 PREDICTIONS, GOLDEN, REFERENCE = "predictions.safetensors", "golden.safetensors", "reference.json"
+COMPARED = "compare."  # before the names of what the float model is measured against, among the predictions
 
 GOLDEN_RUNS = 16  # whose states are kept: a long stream's would be hundreds of MB
 LISTED = 1000  # values of a label up to which it stands in the JSON; sound does not
@@ -52,7 +53,7 @@ def run(job: Job) -> None:
 
     # Imported here: it needs numpy, and a plan of a warm cache must not.
     from edgekit.float_model import FloatModel
-    from edgekit.flow import scored, task_of, title_of
+    from edgekit.flow import run_flow, scored, task_of, title_of
     from edgekit.metrics import DEFAULTS, METRICS
     from edgekit.preprocess import labels_of, preprocess
 
@@ -63,6 +64,7 @@ def run(job: Job) -> None:
         note("nothing was pruned: the float model runs once")
     models = {"pruned": pruned, **({"original": original} if is_pruned else {})}
     sessions = {name: model.sessions() for name, model in models.items()}
+    first = next(reversed(models))  # the original, where it runs at all
 
     rows: dict[str, list] = {}
     labels: dict[str, list] = {output: [] for output in pruned.flow["outputs"]}
@@ -72,8 +74,13 @@ def run(job: Job) -> None:
         clip = data.clip(clip_id)
         inputs = preprocess(pruned.preprocess, clip)
         for name, model in models.items():
-            for output, value in _predict(model, sessions[name], inputs, clip_id, name).items():
+            tensors: Arrays = {}
+            for output, value in _predict(model, sessions[name], inputs, clip_id, name, tensors).items():
                 rows.setdefault(f"{name}/{output}", []).append(value)
+            for other, compared in (model.comparisons() if name == first else {}).items():
+                flow = {**compared, "inputs": {key: {"shape": list(np.shape(tensors[key])), "dtype": "float32"} for key in compared["inputs"]}}
+                for output, value in run_flow(flow, sessions[name], tensors).items():
+                    rows.setdefault(f"{COMPARED}{other}/{output}", []).append(value)
         known = labels_of(pruned.preprocess, clip)
         for output, values in labels.items():
             values.append(known.get(output))
@@ -143,12 +150,13 @@ def _labels(flow: dict[str, Any], data: Dataset, labels: dict[str, list]) -> Arr
     return {f"label/{name}": np.asarray(values, np.float32) for name, values in labels.items() if all(map(has, values))}
 
 
-def _predict(model: FloatModel, sessions: dict[str, Any], inputs: Arrays, clip_id: str, name: str) -> Arrays:
+def _predict(model: FloatModel, sessions: dict[str, Any], inputs: Arrays, clip_id: str, name: str, tensors: Arrays) -> Arrays:
+    """The outputs; `tensors` is given every tensor of the flow."""
     import numpy as np
 
     from edgekit.flow import run_flow
 
-    outputs = run_flow(model.flow, sessions, inputs)
+    outputs = run_flow(model.flow, sessions, inputs, also=tensors)
     for output, value in outputs.items():
         if not np.isfinite(value).all():
             raise CheckpointError(

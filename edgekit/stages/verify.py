@@ -29,10 +29,11 @@ from edgekit.datasets import Clip, Dataset, metrics_of, open_dataset
 from edgekit.errors import DataError, TargetError
 from edgekit.formats import engines_of, read_json, write_json
 from edgekit.progress import track
+from edgekit.recipe import LARGEST
 from edgekit.slices import bins
 from edgekit.stages import Job
 from edgekit.stages.export import GRAPH_FLOW
-from edgekit.stages.reference import GOLDEN, PREDICTIONS, REFERENCE
+from edgekit.stages.reference import COMPARED, GOLDEN, PREDICTIONS, REFERENCE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,6 +108,8 @@ def run(job: Job) -> None:
         coverage = device.coverage(coverage)
     labels = scored(flow, want, "label/")
     rows = {"float": scored(flow, want, "original/"), "pruned": scored(flow, want, "pruned/"), "artifact": scored(flow, got)}
+    names = {key.split("/")[0] for key in want if key.startswith(COMPARED)}
+    compared = {name.removeprefix(COMPARED): scored(flow, want, f"{name}/") for name in sorted(names)}
     scores = _scores(data, task_of(flow), labels, rows["float"])
     noisy = None
     if task_of(flow) == "speech":
@@ -143,7 +146,8 @@ def run(job: Job) -> None:
         "layers": layers,
         "coverage": _coverage(coverage),
         "sizes": sizes,
-        "slices": _slices(reference["tags"], next(iter(scores.values())), labels, rows, judge),
+        **({"comparisons": judge.against(scores, rows["artifact"], compared)} if compared else {}),
+        "slices": _slices(reference["tags"], next(iter(scores.values())), labels, rows, judge, compared, {k: got[k] for k in flow["outputs"] if k in LARGEST}),
         "predictions": {"ids": list(data.ids), **_listed(labels, rows, noisy)},
         "golden": artifact_golden,
     }
@@ -551,6 +555,13 @@ class _Judge:
         low, high = bootstrap(METRICS["wa"], a.argmax(axis=-1), b, self.resamples, self.seed)
         return {"value": agreement(a, b), "low": low, "high": high}
 
+    def against(self, scores: dict[str, Metric], artifact: np.ndarray, compared: dict[str, np.ndarray]) -> dict[str, Row]:
+        """{comparison: {metric: {its own "value", and "over": artifact minus it on the same clips}}}."""
+        return {
+            name: {metric.name: {"value": metric(self.labels, values), "over": self.change(metric, values, artifact)} for metric in scores.values()}
+            for name, values in compared.items()
+        }
+
     def only(self, keep: np.ndarray) -> _Judge:
         return _Judge(self.labels[keep], self.resamples, self.seed)
 
@@ -586,8 +597,10 @@ def _other_outputs(flow: dict[str, Any], want: dict, got: dict, scores: dict[str
     return found
 
 
-def _slices(tags: list[dict[str, Any]], metric: Metric, labels: np.ndarray, rows: dict[str, np.ndarray], judge: _Judge) -> list[Row]:
-    """The first metric per bin of every tag that has few enough values, with n and intervals."""
+def _slices(
+    tags: list[dict[str, Any]], metric: Metric, labels: np.ndarray, rows: dict[str, np.ndarray], judge: _Judge, compared: dict[str, np.ndarray], largest: dict[str, np.ndarray]
+) -> list[Row]:
+    """The first metric per bin of every tag that has few enough values, with n and intervals; what it is compared with, and outputs whose size matters, too."""
     import numpy as np
 
     from edgekit.metrics import is_varied
@@ -613,6 +626,8 @@ def _slices(tags: list[dict[str, Any]], metric: Metric, labels: np.ndarray, rows
                     "low": band[0],
                     "high": band[1],
                     "total": total,
+                    **({"comparisons": part.against({metric.name: metric}, rows["artifact"][keep], {k: v[keep] for k, v in compared.items()})} if compared else {}),
+                    **({"outputs": {k: {"mean": float(v[keep].mean()), "max": float(v[keep].max())} for k, v in largest.items()}} if largest else {}),
                 }
             )
     return found

@@ -137,14 +137,16 @@ void gauss_item(const Conv* conv, const Tap* taps, const Out* out, int column, i
   for (int pass = 0; pass < kGaussPasses; pass++)
     gauss_columns<V, kPanels>(conv, taps, out->turn, kGaussPlane[pass], column, columns, w + pass * pass_weights, half, sums + pass * kSums, kept + pass * kSums);
   const auto slope = V::all(conv->slope);
-  for (int n = 0; n < columns; n++)
-    for (int m = 0; m < kPanels; m++) {
-      const int c = (panel + m) * V::kLanes;
+  for (int m = 0; m < kPanels; m++) {
+    const int c = (panel + m) * V::kLanes;
+    const auto gain_re = V::load(conv->gain[0] + c), bias_re = V::load(conv->bias[0] + c), gain_im = V::load(conv->gain[1] + c), bias_im = V::load(conv->bias[1] + c);
+    for (int n = 0; n < columns; n++) {
       const float* at = sums + n * kRow + m * V::kLanes;
       const auto shared = V::load(at);
-      write_complex<F32<V>>(out, column + n, c, affine<V>(shared - V::load(at + 2 * kSums), conv->gain[0] + c, conv->bias[0] + c, slope),
-                            affine<V>(shared + V::load(at + kSums), conv->gain[1] + c, conv->bias[1] + c, slope), conv->inv_scale, 3);
+      write_complex<F32<V>>(out, column + n, c, affine<V>(shared - V::load(at + 2 * kSums), gain_re, bias_re, slope),
+                            affine<V>(shared + V::load(at + kSums), gain_im, bias_im, slope), conv->inv_scale, 3);
     }
+  }
 }
 
 template <class V>

@@ -84,8 +84,8 @@ EK_INLINE typename V::Floats tanh_of(typename V::Floats x) {
 
 // Multiplies and adds apart, for int8 rows agree bit for bit.
 template <class V>
-EK_INLINE typename V::Floats affine(typename V::Floats sum, const float* gain, const float* bias, typename V::Floats slope) {
-  return V::prelu(V::load(gain) * sum + V::load(bias), slope);
+EK_INLINE typename V::Floats affine(typename V::Floats sum, typename V::Floats gain, typename V::Floats bias, typename V::Floats slope) {
+  return V::prelu(gain * sum + bias, slope);
 }
 
 // What changed in one vector of complex channels, of numbers as they are stored.
@@ -199,15 +199,25 @@ void block(const Conv* conv, const Tap* taps, const Out* out, int column, int pa
     }
   }
   const auto slope = V::all(conv->slope);
+  const float inv_scale = conv->inv_scale;
   const int planes = Math::planes(conv->variant);
+  // What every column needs is loaded once: for all that GCC knows, a store could change it.
 #pragma GCC unroll 8
-  for (int m = 0; m < kPanels; m++)
+  for (int m = 0; m < kPanels; m++) {
+    const int c = (panel + m) * V::kLanes;
+    const auto gain_re = V::load(conv->gain[0] + c), bias_re = V::load(conv->bias[0] + c), gain_im = V::load(conv->gain[1] + c), bias_im = V::load(conv->bias[1] + c);
+    const auto y_re = [&](int n) EK_INLINE_LAMBDA { return affine<V>(Math::to_float(re[m][n]), gain_re, bias_re, slope); };
+    const auto y_im = [&](int n) EK_INLINE_LAMBDA { return affine<V>(Math::to_float(im[m][n]), gain_im, bias_im, slope); };
+    if (out->frame && !out->floats && !out->change) {
+      const ptrdiff_t step = out->frame_step, plane = out->channels;
+      auto* row = static_cast<typename Math::Element*>(out->frame) + column * step + c;
 #pragma GCC unroll 8
-    for (int n = 0; n < kColumns; n++) {
-      const int c = (panel + m) * V::kLanes;
-      write_complex<Math>(out, column + n, c, affine<V>(Math::to_float(re[m][n]), conv->gain[0] + c, conv->bias[0] + c, slope),
-                          affine<V>(Math::to_float(im[m][n]), conv->gain[1] + c, conv->bias[1] + c, slope), conv->inv_scale, planes);
+      for (int n = 0; n < kColumns; n++) Math::store_complex(row + n * step, plane, y_re(n), y_im(n), inv_scale, planes);
+    } else {
+#pragma GCC unroll 8
+      for (int n = 0; n < kColumns; n++) write_complex<Math>(out, column + n, c, y_re(n), y_im(n), inv_scale, planes);
     }
+  }
 }
 
 using Block = void (*)(const Conv*, const Tap*, const Out*, int column, int panel, const char* w, size_t half, float* kept);
@@ -441,74 +451,59 @@ void pack_cell(const CellSpec* spec, void* memory, Cell* cell) {
   place_cell<Math>(spec, static_cast<char*>(memory), cell);
 }
 
-// Sums of every gate for both inputs, [0]; where registers allow, odd steps have sums of their own, [1], to hide the latency of one.
-template <class Math, int kGates>
-using GateSums = typename Math::Sum[Math::V::kLanes == 16 ? 2 : 1][2][kGates];
+// Sums of every gate, for both inputs, of as many items as registers allow: a step's inputs are spread once for all of them, the latency of
+// a sum is hidden, and weights of two items come out of a core's second cache faster, as two streams, than one after the other.
+template <class Math>
+constexpr int kItemsTogether = Math::V::kLanes == 16 ? 2 : 1;
 
-// Adds weights x vector.
-template <class Math, int kGates>
-EK_INLINE void multiply_both(const char*& w, const char* x0, const char* x1, int steps, GateSums<Math, kGates>& sum) {
-  constexpr int kApart = static_cast<int>(sizeof(sum) / sizeof(sum[0]));
-  const auto step = [&](typename Math::Sum(&to)[2][kGates], int k) {
-    const auto a = Math::spread(x0 + k * kStepBytes), b = Math::spread(x1 + k * kStepBytes);
-#pragma GCC unroll 4
-    for (int g = 0; g < kGates; g++, w += kVectorBytes<Math>) {
-      const auto v = Math::load(w);
-      to[0][g] = Math::dot(to[0][g], v, a);
-      to[1][g] = Math::dot(to[1][g], v, b);
-    }
-  };
-  int k = 0;
-  for (; k + kApart <= steps; k += kApart)
-#pragma GCC unroll 2
-    for (int i = 0; i < kApart; i++) step(sum[i], k + i);
-  if (k < steps) step(sum[0], k);
-}
-
-template <class Math, int kGates>
-EK_INLINE void start_sums(GateSums<Math, kGates>& sum, const int32_t* start, int hidden) {
-  constexpr int kApart = static_cast<int>(sizeof(sum) / sizeof(sum[0]));
-#pragma GCC unroll 4
-  for (int g = 0; g < kGates; g++)
-#pragma GCC unroll 2
-    for (int i = 0; i < kApart; i++) sum[i][0][g] = sum[i][1][g] = i ? Math::zero() : Math::start_at(start + g * hidden);
-}
-
-// sum * scale + bias of a gate's rows, for one input.
-template <class Math, int kGates>
-EK_INLINE typename Math::V::Floats finish(const GateSums<Math, kGates>& sum, int k, int g, const float* scale, const float* bias) {
-  constexpr int kApart = static_cast<int>(sizeof(sum) / sizeof(sum[0]));
-  return Math::scaled(kApart == 2 ? Math::add(sum[0][k][g], sum[kApart - 1][k][g]) : sum[0][k][g], scale, bias);
-}
-
-// W_x x + b_x and W_h h + b_h of one item, for both inputs: [input][gate][x, h] of a vector each.
-template <class Math, int kGates>
+// W_x x + b_x and W_h h + b_h of some neighbouring items, for both inputs: [item][input][gate][x, h] of a vector each.
+template <class Math, int kGates, int kItems>
 void cell_sums(const Cell* cell, const CellRun* run, int item, float* sums) {
   using V = typename Math::V;
   const int hidden = cell->hidden, u = item * V::kLanes;
   const auto* starts = static_cast<const int32_t*>(cell->weights);
-  size_t steps = 0;
+  ptrdiff_t steps = 0;
   for (int s = 0; s <= cell->n_segments; s++) steps += cell->segment[s] / kInputs<Math>;
-  const char* w = reinterpret_cast<const char*>(starts + 2 * kGates * hidden) + item * steps * kGates * kVectorBytes<Math>;
+  const ptrdiff_t item_bytes = steps * kGates * kVectorBytes<Math>;
+  const char* w = reinterpret_cast<const char*>(starts + 2 * kGates * hidden) + item * item_bytes;
 
-  GateSums<Math, kGates> sum;
   for (int part = 0; part < 2; part++) {
-    start_sums<Math, kGates>(sum, starts + part * kGates * hidden + u, hidden);
-    if (part == 0) {
-      for (int s = 0; s < cell->n_segments; s++)
-        multiply_both<Math, kGates>(w, static_cast<const char*>(run->x[0][s]), static_cast<const char*>(run->x[1][s]),
-                                    cell->segment[s] / kInputs<Math>, sum);
-    } else {
-      multiply_both<Math, kGates>(w, static_cast<const char*>(run->h_old[0]), static_cast<const char*>(run->h_old[1]),
-                                  cell->segment[cell->n_segments] / kInputs<Math>, sum);
+    typename Math::Sum sum[kItems][2][kGates];
+#pragma GCC unroll 2
+    for (int i = 0; i < kItems; i++)
+#pragma GCC unroll 4
+      for (int g = 0; g < kGates; g++) sum[i][0][g] = sum[i][1][g] = Math::start_at(starts + (part * kGates + g) * hidden + u + i * V::kLanes);
+
+    const int n_segments = part ? 1 : cell->n_segments;
+    for (int s = 0; s < n_segments; s++) {
+      const char* x0 = static_cast<const char*>(part ? run->h_old[0] : run->x[0][s]);
+      const char* x1 = static_cast<const char*>(part ? run->h_old[1] : run->x[1][s]);
+#pragma GCC unroll 1
+      for (int k = cell->segment[part ? cell->n_segments : s] / kInputs<Math>; k > 0; k--, x0 += kStepBytes, x1 += kStepBytes, w += kGates * kVectorBytes<Math>) {
+        const auto a = Math::spread(x0), b = Math::spread(x1);
+#pragma GCC unroll 2
+        for (int i = 0; i < kItems; i++)
+#pragma GCC unroll 4
+          for (int g = 0; g < kGates; g++) {
+            auto v = Math::load(w + i * item_bytes + g * kVectorBytes<Math>);
+            if constexpr (V::kLanes == 16) asm("" : "+v"(v));  // else GCC loads it twice, once into either product
+            sum[i][0][g] = Math::dot(sum[i][0][g], v, a);
+            sum[i][1][g] = Math::dot(sum[i][1][g], v, b);
+          }
+      }
     }
+
     const float* scale = (part ? cell->scale_h : cell->scale_x) + u;
     const float* bias = (part ? cell->bias_h : cell->bias_x) + u;
 #pragma GCC unroll 2
-    for (int k = 0; k < 2; k++)
+    for (int i = 0; i < kItems; i++)
+#pragma GCC unroll 2
+      for (int k = 0; k < 2; k++)
 #pragma GCC unroll 4
-      for (int g = 0; g < kGates; g++)
-        V::store(sums + ((k * kGates + g) * 2 + part) * V::kLanes, finish<Math, kGates>(sum, k, g, scale + g * hidden, bias + g * hidden));
+        for (int g = 0; g < kGates; g++) {
+          const int at = g * hidden + i * V::kLanes;
+          V::store(sums + (((i * 2 + k) * kGates + g) * 2 + part) * V::kLanes, Math::scaled(sum[i][k][g], scale + at, bias + at));
+        }
   }
 }
 
@@ -547,7 +542,9 @@ void cell_items(const Cell* cell, const CellRun* run, int first_item, int last_i
   alignas(64) float sums[kItemsAtOnce * kSums];
   for (int begin = first_item; begin < last_item; begin += kItemsAtOnce) {
     const int end = smaller(begin + kItemsAtOnce, last_item);
-    for (int item = begin; item < end; item++) cell_sums<Math, kGates>(cell, run, item, sums + (item - begin) * kSums);
+    int item = begin;
+    for (; item + kItemsTogether<Math> <= end; item += kItemsTogether<Math>) cell_sums<Math, kGates, kItemsTogether<Math>>(cell, run, item, sums + (item - begin) * kSums);
+    for (; item < end; item++) cell_sums<Math, kGates, 1>(cell, run, item, sums + (item - begin) * kSums);
     for (int item = begin; item < end; item++)
       for (int k = 0; k < 2; k++) cell_gates<Math, kGates>(run, k, item * kLanesHere, sums + (item - begin) * kSums + k * kSums / 2);
   }
@@ -691,14 +688,14 @@ void first_block(const ConvSpec* spec, const Tap* taps, const Out* out, int colu
       im[n] = V::plus_product(w_im, a, im[n]);
     }
   }
-  float padded[4][V::kLanes];
+  typename V::Floats gain[4];  // and bias
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) V::store(padded[i], V::load_some((i < 2 ? spec->gain[i] : spec->bias[i - 2]) + c, left));
+  for (int i = 0; i < 4; i++) gain[i] = V::load_some((i < 2 ? spec->gain[i] : spec->bias[i - 2]) + c, left);
   const auto slope = V::all(spec->slope);
 #pragma GCC unroll 8
   for (int n = 0; n < kColumns; n++)
-    write_complex<Math>(out, column + n, c, affine<V>(re[n], padded[0], padded[2], slope), affine<V>(im[n], padded[1], padded[3], slope),
-                        spec->inv_scale, Math::planes(spec->algorithm));
+    write_complex<Math>(out, column + n, c, affine<V>(re[n], gain[0], gain[2], slope), affine<V>(im[n], gain[1], gain[3], slope), spec->inv_scale,
+                        Math::planes(spec->algorithm));
 }
 
 template <class Math>
