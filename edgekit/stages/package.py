@@ -21,7 +21,7 @@ from edgekit.bundle import MANIFEST, file_table, sealed
 from edgekit.datasets import open_dataset
 from edgekit.errors import RecipeError
 from edgekit.formats import read_json, write_json
-from edgekit.recipe import DEVICE_GATES
+from edgekit.recipe import DEVICE_GATES, SLICE
 from edgekit.stages import Job
 from edgekit.stages.verify import OUTPUTS
 
