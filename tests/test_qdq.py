@@ -280,6 +280,35 @@ def test_where_layers_may_write_floats_a_concat_is_left_to_the_compiler(tmp_path
     assert chosen.joined == () and chosen.writes == ()
 
 
+MOVERS = {**ALL, **{op: {"int8": True} for op in ("Concat", "Slice", "Split", "Gather", "MaxPool")}}
+
+
+def test_where_the_table_moves_integers_layers_write_what_a_concat_joins_and_nothing_else(tmp_path):
+    model = shuffled(tmp_path)
+    chosen, integer = quantized(model, ops=MOVERS)
+    assert chosen.joined == (("Concat_1_out", "Concat_out", "Relu_1_out", "Relu_2_out", "Relu_out"),)
+    assert set(chosen.writes) == set(chosen.joined[0])  # the last layer gives floats
+    for node in integer.graph:
+        if node.op_type == "Concat":
+            assert {value.producer().op_type for value in node.inputs} == {"DequantizeLinear", "Slice"}
+
+
+def test_a_layer_writes_integers_for_a_pool_before_another_layer(tmp_path):
+    pooled = shuffled(tmp_path, lambda m, x: m.last(nn.functional.max_pool2d(torch.relu(m.first(x)), 2)))
+    chosen, integer = quantized(pooled, ops=MOVERS)
+    assert chosen.writes == ("Relu_out",) and "Relu" in chosen.fused and chosen.joined == ()
+    assert qdq.passed_on(pooled, chosen) == {"MaxPool_out": "Relu_out"}
+    assert quantized(pooled)[0].writes == ()
+    floats = shuffled(tmp_path, lambda m, x: torch.tanh(nn.functional.max_pool2d(torch.relu(m.first(x)), 2)))
+    assert quantized(floats, ops=MOVERS)[0].writes == ()
+
+
+def test_a_concat_with_a_part_in_floats_is_not_joined_where_layers_may_write_floats(tmp_path):
+    floats = shuffled(tmp_path, lambda m, x: m.last(torch.cat((torch.relu(m.b0(x[:, :2])), torch.tanh(x[:, 1:])), 1)))
+    chosen, _ = quantized(floats, ops=MOVERS)
+    assert chosen.joined == () and chosen.writes == ()
+
+
 def test_a_concat_with_a_part_in_floats_or_without_an_integer_reader_is_not_joined(tmp_path):
     floats = shuffled(tmp_path, lambda m, x: m.last(torch.cat((torch.relu(m.b0(x[:, :2])), torch.tanh(x[:, 1:])), 1)))
     assert quantized(floats, TFLITE)[0].joined == ()

@@ -15,7 +15,7 @@ from edgekit.errors import EdgekitError
 from edgekit.target import load_target
 from tests.onnx_nets import Block, Inverted3d, Lambda, Stem, export, feeds, op_counts, run
 
-ELSEWHERE = ("conv3d_to_conv2d", "conv3d_to_conv2d_taps", "fuse_gelu")  # tests/rewrites
+ELSEWHERE = ("conv3d_to_conv2d", "conv3d_to_conv2d_taps", "direct_channels", "fuse_gelu", "multiplier_to_concat")  # tests/rewrites
 ALL = [name for name in rewrites.REWRITES if name not in ELSEWHERE]
 few = settings(max_examples=25, deadline=None)
 

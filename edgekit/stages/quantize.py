@@ -11,7 +11,7 @@ outputs up to float32 rounding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from edgekit.artifact import Source
@@ -61,6 +61,11 @@ class _Engine:
     words: dict[str, str]
     fp32: list[str]
     precisions: Precisions | None = None
+
+    @cached_property
+    def tensors(self) -> frozenset[str]:
+        """Of the rewritten graph."""
+        return frozenset(value.name for value in (*self.model.graph.inputs, *(out for node in self.model.graph for out in node.outputs)))
 
 
 def run(job: Job) -> None:
@@ -279,8 +284,8 @@ def _source(engine: _Engine, statistics: Statistics, tensor: str) -> tuple[str, 
             return word.removeprefix("bound "), "bound"
         seen.append(tensor)
         after = word.removeprefix("same_as ") if word.startswith("same_as ") else rearranged.get(tensor)
-        if after is None or after in seen:
-            return tensor, "observe"
+        if after is None or after in seen:  # the graph may have lost the last of them to another rewrite
+            return next((name for name in reversed(seen) if name in engine.tensors), tensor), "observe"
         tensor = after
 
 
