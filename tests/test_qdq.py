@@ -295,7 +295,7 @@ def test_where_the_table_moves_integers_layers_write_what_a_concat_joins_and_not
 
 def test_a_layer_writes_integers_for_a_pool_before_another_layer(tmp_path):
     pooled = shuffled(tmp_path, lambda m, x: m.last(nn.functional.max_pool2d(torch.relu(m.first(x)), 2)))
-    chosen, integer = quantized(pooled, ops=MOVERS)
+    chosen, _ = quantized(pooled, ops=MOVERS)
     assert chosen.writes == ("Relu_out",) and "Relu" in chosen.fused and chosen.joined == ()
     assert qdq.passed_on(pooled, chosen) == {"MaxPool_out": "Relu_out"}
     assert quantized(pooled)[0].writes == ()

@@ -172,7 +172,7 @@ class _Roles:
 def _roles(node: ir.Node) -> _Roles:
     values = [value for value in (*node.inputs, *node.outputs) if value is not None and constant(value) is None and value.name]
     out, x = node.outputs[0], node.inputs[0] if node.inputs else None
-    if x is None or constant(x) is not None and node.op_type not in PAIRS:
+    if x is None or (constant(x) is not None and node.op_type not in PAIRS):
         return _Roles(fixed=values)
     if node.op_type in ("Conv", "Gemm", "MatMul"):
         return _layer(node, x, out) or _Roles(fixed=values)
@@ -182,7 +182,7 @@ def _roles(node: ir.Node) -> _Roles:
     if not same_channels:
         return _Roles(fixed=values)
     rank = len(shape_of(x))
-    if node.op_type in ONE_BY_ONE or node.op_type in POOLS and len(node.outputs) == 1:
+    if node.op_type in ONE_BY_ONE or (node.op_type in POOLS and len(node.outputs) == 1):
         return _Roles(alike=[x, out])
     if node.op_type in ("Flatten", "Reshape", "Squeeze", "Unsqueeze"):
         return _Roles(alike=[x, out])  # with n and c as they were, only what is behind them can change
