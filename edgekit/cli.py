@@ -93,10 +93,7 @@ def build(recipes: RecipesAndOverrides, out: Annotated[Path, typer.Option("--out
             complain(outcome)
             continue
         built.append(outcome)
-        if as_json:
-            print(json.dumps({"recipe": outcome.name, **outcome.report}, ensure_ascii=False), flush=True)
-        else:
-            _show_result(outcome, quiet)
+        _print_outcome(outcome, as_json, quiet)
     if len(built) > 1:
         _show_matrices(built, out, as_json, quiet)
     raise typer.Exit(first_failure)
@@ -269,6 +266,24 @@ def verify_bundle(bundle: Annotated[str, typer.Argument(help="A bundle: folder o
         where = "the artifact, here" if found.measured_on == "host" else "simulated, the artifact does not run here"
         print("\n".join([f"{bundle}: {found.files} files, every sha256 matches", *found.failures(), f"{sum(c.is_ok for c in found.checks)} of {len(found.checks)} golden checks hold ({where})"]))
     raise typer.Exit(found.exit_code)
+
+
+@command(app)
+def adopt(result: Annotated[Path, typer.Argument(help="The folder `result` that finish.sh left on a device.")],
+          recipe: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE|KEY.PATH=VALUE]", help="What the bundle was built from; by default as its last build here.")] = None,
+          bundle: Annotated[Path | None, typer.Option("--bundle", help="The bundle that finish.sh ran in; by default around RESULT, or OUT/NAME.")] = None,
+          out: Annotated[Path, typer.Option("--out", help="Where bundles are and go.")] = Path("build"),
+          cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
+    """Check what a device brought back and make a new bundle of it: build/NAME-measured/, with the engines and what was measured."""
+    from edgekit.adopt import adopt as adopt_result
+
+    progress.set_quiet(quiet or as_json)
+    paths, overrides = _split(recipe, is_required=False) if recipe else ([], [])
+    if len(paths) > 1:
+        raise UsageError(f"one recipe expected, got {len(paths)}: {', '.join(paths)}", "overrides are written key.path=value")
+    outcome = adopt_result(result, paths[0] if paths else None, overrides, bundle, cache, out)
+    _print_outcome(outcome, as_json, quiet)
+    raise typer.Exit(outcome.exit_code)
 
 
 @command(app)
@@ -473,11 +488,11 @@ def _load_each(paths: list[str], overrides: list[str], cache: Path) -> list[Any]
     return loaded
 
 
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+def _split(arguments: list[str], is_required: bool = True) -> tuple[list[str], list[str]]:
     """(recipes, overrides): what has a `=` and is no file is an override."""
     overrides = [text for text in arguments if "=" in text and not Path(text).exists()]
     paths = [text for text in arguments if text not in overrides]
-    if not paths:
+    if not paths and is_required:
         raise UsageError("no recipe given", "for example `edgekit build recipes/mhlt_xavier.yaml`")
     return paths, overrides
 
@@ -486,6 +501,13 @@ def _one(paths: list[str], overrides: list[str]) -> tuple[Path, list[str]]:
     if len(paths) > 1:
         raise UsageError(f"one recipe expected, got {len(paths)}: {', '.join(paths)}", "overrides are written key.path=value")
     return Path(paths[0]), overrides
+
+
+def _print_outcome(outcome: Any, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        print(json.dumps({"recipe": outcome.name, **outcome.report}, ensure_ascii=False), flush=True)
+    else:
+        _show_result(outcome, quiet)
 
 
 def _show_result(result: Any, quiet: bool) -> None:

@@ -15,6 +15,9 @@ A backend is a module, cheap to import, with
     optional(target) -> {distribution: version} optional: what compile uses if it is installed, "none" where it is not
     gated(engine, model, target) -> {compiler, form, precisions: {node: precision}} or None    optional: what a compiler of its family, on this host, makes of the graph
     open_deployed(folder, target, threads=None) optional: as the device runs it, where that is not the parity session
+    KIT: int                                    optional: bumped when what `compile` writes changes and no engine does
+    finisher(target) -> dict                    optional: the device builds and checks the artifact itself and brings back a result; what of
+                                                that enters package's key. So far TensorRT's kit only (`tensorrt/kit.py`, `tensorrt/result.py`)
 
 `target` is `Target.spec()`. A session is called with {input: array} and gives {output: array}, batch 1
 in front, named as in the ONNX graph. An installed package adds a backend by an entry point of the group

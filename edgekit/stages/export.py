@@ -42,10 +42,12 @@ def tools(target: Target) -> dict[str, str | None]:
 
 
 def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Source]]:
-    found = backends.get(target.backend).problems(target.spec())
+    backend = backends.get(target.backend)
+    found = backend.problems(target.spec())
     if found:
         raise TargetError(f"{target.path}: {'; '.join(found)}")
-    return {"target": target.spec()}, {}
+    form = {"kit": backend.KIT} if hasattr(backend, "KIT") else {}
+    return {"target": target.spec(), **form}, {}
 
 
 def run(job: Job) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 EXECUTES = False
+KIT = 2  # of what `compile` writes: 2: engines.txt and precisions.txt for ek_trt, where 1 had a script for trtexec
 
 FORMS = {"8.5": "8.5", "8.6": "10", "10": "10", "11": "11"}
 """Form of a model (see `forms.py`) by TensorRT version: major and minor, or major alone."""

@@ -75,7 +75,7 @@ def encode(spec: Mapping[str, Any], inputs: Mapping[str, np.ndarray], audio: np.
     found: dict[str, tuple[np.ndarray, Decode | None]] = {}
     kinds = sources(dict(spec))
     for name, value in inputs.items():
-        value = np.ascontiguousarray(value, np.float32)
+        value = np.array(value, np.float32, order="C")  # ascontiguousarray would give a number an axis
         tried = None
         if kinds[name] == "video":
             tried = _pixels(spec["video"], value)
@@ -132,7 +132,7 @@ def put_inputs(put: Put, clip_id: str, encoded: Mapping[str, tuple[np.ndarray, D
 
 def put_reference(put: Put, clip_id: str, outputs: Mapping[str, np.ndarray]) -> None:
     for name, value in sorted(outputs.items()):
-        put(f"reference/{folder_of(clip_id)}/{name}.npy", npy(np.ascontiguousarray(value, np.float32)))
+        put(f"reference/{folder_of(clip_id)}/{name}.npy", npy(np.array(value, np.float32, order="C")))
 
 
 def tolerance(parity: Mapping[str, Mapping[str, Any]], less_db: float) -> bytes:
