@@ -19,6 +19,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("bench", "console", "doctor", "matrix", "new"),
+    ("adopt", "device"),
     ("build",),
     ("plan",),
     ("parity", "stages"),
