@@ -428,6 +428,10 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
         bank, watch = (
             b.silenced(b.silent(recipe.modality)).encoded(lambda batch: definition.encode(module, batch)) for b in (bank, watch)
         )  # fmt: skip
+    if recipe.quantize_aware is not None:
+        where = read.where("quantize_aware.layers")
+        for path, instead in never_called(module, definition.train_forward, bank, recipe.quantize_aware.layers, where).items():
+            note(f"{where}: `{path}` is never called as a whole, so nothing of it is rounded{f'; its last part is `{instead}`' if instead else ''}")
     if hasattr(definition, "select"):
         definition.select(module, bank.silenced(bank.silent(recipe.modality)), recipe.seed)
     run(recipe.modality, module, definition.train_forward, joint, scratch / f"{recipe.modality}-{key[:8]}", bank, watch, augmented=None if recipe.frozen_encoders else augmented)
@@ -490,6 +494,40 @@ def _read_log(folder: Path) -> list[dict]:
     return rows
 
 
+def _layers(module: nn.Module, layers: Iterable[str], where: str) -> dict[str, nn.Module]:
+    """{path: what the globs name}; RecipeError for a glob that matches no layer."""
+    from fnmatch import fnmatchcase
+
+    chosen = {path: sub for path, sub in module.named_modules() for pattern in layers if fnmatchcase(path, pattern)}
+    for pattern in layers:
+        if not any(fnmatchcase(path, pattern) for path in chosen):
+            raise RecipeError(f"{where}: `{pattern}` matches no layer", f"for example `{next(path for path, _ in module.named_children())}`")
+    return chosen
+
+
+def never_called(module: nn.Module, forward: Callable, bank: ClipBank, layers: Iterable[str], where: str = "layers") -> dict[str, str]:
+    """{layer that the globs name but a forward does not call as one: its last part, or ""}: containers whose parts are called one by one.
+
+    `rounded_outputs` does nothing for them.
+
+    Raises:
+        RecipeError: a glob that matches no layer.
+    """
+    import torch
+
+    chosen, called = _layers(module, layers, where), set()
+    handles = [sub.register_forward_hook(lambda *_, path=path: called.add(path)) for path, sub in chosen.items()]
+    try:
+        with torch.inference_mode():
+            inputs, _ = next(bank.batches(1, torch.arange(1), bank.inputs))
+            forward(module.eval(), inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    last = {path: [f"{path}.{name}" for name, _ in sub.named_children()][-1:] for path, sub in chosen.items()}
+    return {path: "".join(last[path]) for path in chosen if path not in called}
+
+
 @contextlib.contextmanager
 def rounded_outputs(module: nn.Module, layers: Iterable[str], where: str = "layers") -> Iterator[None]:
     """While training, the outputs of some layers are rounded to 255 values, symmetric, one scale a tensor; gradients pass as if they were not.
@@ -499,13 +537,7 @@ def rounded_outputs(module: nn.Module, layers: Iterable[str], where: str = "laye
     Raises:
         RecipeError: a glob that matches no layer.
     """
-    from fnmatch import fnmatchcase
-
-
-    chosen = {path: sub for path, sub in module.named_modules() for pattern in layers if fnmatchcase(path, pattern)}
-    for pattern in layers:
-        if not any(fnmatchcase(path, pattern) for path in chosen):
-            raise RecipeError(f"{where}: `{pattern}` matches no layer", f"for example `{next(path for path, _ in module.named_children())}`")
+    chosen = _layers(module, layers, where)
     ranges: dict[str, float] = {}
 
     def rounding(path: str) -> Callable:

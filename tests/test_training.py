@@ -598,6 +598,27 @@ def test_layers_to_round_that_are_not_there_are_refused():
         pass
 
 
+def test_a_layer_to_round_that_is_only_called_in_parts_is_named(bank):
+    class Parts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3))
+
+        def forward(self, x):
+            return self.block[1:](self.block[0](x))
+
+    module = Parts()
+
+    def forward(module, inputs):
+        return {"bright": module(next(iter(inputs.values())))}
+
+    assert training.never_called(module, forward, bank, ["block.1"]) == {}
+    assert training.never_called(module, forward, bank, ["block*"]) == {"block": "block.1"}
+    assert not module.block._forward_hooks and not module.block[1]._forward_hooks
+    with pytest.raises(RecipeError, match=r"here: `head` matches no layer"):
+        training.never_called(module, forward, bank, ["head"], "here")
+
+
 @pytest.mark.parametrize("bits", [4, 7, 11])
 def test_rounded_weights_have_so_many_significant_bits(bits):
     module = torch.nn.Linear(50, 50)
