@@ -63,7 +63,7 @@ MODELS = {
 }
 # The keys of each CONFIGS, so that a plan refuses a wrong name without importing torch.
 CONFIG_NAMES = {
-    "attsf": ("default", "ravdess_l2", "ravdess_gat", "iemocap", "iemocap_text", "mosi", "small", "small_l2", "small_gat", "tiny"),
+    "attsf": ("default", "default_at_once", "ravdess_l2", "ravdess_gat", "iemocap", "iemocap_text", "mosi", "small", "small_at_once", "small_l2", "small_gat", "tiny"),
     "aver": ("default", "release", "paper", "small", "tiny"),
     "avtca": ("default", "release", "cremad", "mosei", "small", "tiny"),
     "bilstm_sa": ("default", "bilstm", "cnn", "head", "small", "small_bilstm", "small_cnn", "small_all", "tiny", "tiny_emotions"),

@@ -3,7 +3,8 @@
 EfficientFace per frame → LSTM; a 1-D CNN over MFCCs → LSTM; both are brought to one length by a convolution whose channels are
 time steps. Cross-modal blocks (CMB) let the two streams ask each other, shared-attention blocks (SAB) let a learnt token ask both,
 encoders (AVAM) keep what each modality says alone, and one of three rules fuses the pooled streams with that. Two engines: `face`
-sees one frame, so that a live system keeps its vectors while the window slides, and `head` does the rest.
+sees one frame, so that a live system keeps its vectors while the window slides, and `head` does the rest. For clips that are there
+as a whole, `face` may take all frames in one run, with the same weights.
 
 Source: Zhang et al. 2025 (ATTSF-Net), IEEE T-AFFC.
 """
@@ -43,6 +44,7 @@ class Config:
         mfcc_shift, mfcc_scale: of each coefficient, (x + shift) / scale. The paper's network takes them as they are, which
             leaves all but the first, hundreds large, few steps of an 8-bit scale; `small` has those of synthetic speech.
         video_window: frames that are looked at, 0 for all of a clip.
+        at_once: whether one run of `face` takes all frames of a clip; if not, it takes one.
         audio: channels of the four convolutions over time.
         d, l: features and positions of every stream once the two have been made alike.
         layers: cross-modal blocks of each stream, and shared-attention blocks.
@@ -59,6 +61,7 @@ class Config:
     mfcc_shift: tuple[float, ...] = (0.0,) * 12
     mfcc_scale: tuple[float, ...] = (1.0,) * 12
     video_window: int = 108
+    at_once: bool = False
     audio: tuple[int, int, int, int] = (64, 128, 256, 128)
     d: int = 128
     l: int = 128  # noqa: E741  the paper's name
@@ -107,12 +110,14 @@ _SMALL = Config(
 
 CONFIGS = {
     "default": Config(),
+    "default_at_once": Config(at_once=True),
     "ravdess_l2": Config(fusion="l2"),
     "ravdess_gat": Config(fusion="gat"),
     "iemocap": _IEMOCAP,
     "iemocap_text": replace(_IEMOCAP, text=50),
     "mosi": replace(_IEMOCAP, text=50, classes=()),
     "small": _SMALL,
+    "small_at_once": replace(_SMALL, at_once=True),
     "small_l2": replace(_SMALL, fusion="l2"),
     "small_gat": replace(_SMALL, fusion="gat"),
     "tiny": Config(
@@ -283,6 +288,17 @@ class Face(nn.Module):
         return (self.video(frame),)
 
 
+class Faces(nn.Module):
+    """All frames of a clip: [1, t, 3, h, w] → [1, t, width]."""
+
+    def __init__(self, model: ATTSF):
+        super().__init__()
+        self.video = model.video
+
+    def forward(self, frames: Tensor) -> tuple[Tensor]:
+        return (self.video(frames.flatten(0, 1)).unflatten(0, (1, -1)),)
+
+
 class Head(nn.Module):
     """Everything but EfficientFace and the heads that only the training loss reads, under the model's own paths."""
 
@@ -302,13 +318,15 @@ class Head(nn.Module):
 
 
 def engines(module: ATTSF, cfg: Config) -> list[Engine]:
-    """One frame's vector, and everything else. Widths come from the module, since it may be pruned."""
-    width = module.lstm_v.input_size
+    """Vectors of one frame or of all, and everything else. Widths come from the module, since it may be pruned."""
+    width, picture = module.lstm_v.input_size, (3, cfg.face.image, cfg.face.image)
     feeds = {"mfcc": (1, cfg.coefficients, cfg.steps), "frame_features": (1, cfg.frames, width)}
     if cfg.text:
         feeds["text"] = (1, cfg.text, cfg.text_width)
+    one = Engine("face", Face(module), {"frame": (1, *picture)}, {"frame_feature": (1, width)})
+    every = Engine("face", Faces(module), {"frames": (1, cfg.frames, *picture)}, {"frame_features": (1, cfg.frames, width)})
     return [
-        Engine("face", Face(module), {"frame": (1, 3, cfg.face.image, cfg.face.image)}, {"frame_feature": (1, width)}),
+        every if cfg.at_once else one,
         Engine("head", Head(module), feeds, {cfg.output: (1, len(cfg.classes)) if cfg.classes else (1,)}),
     ]
 
@@ -324,10 +342,13 @@ def flow(cfg: Config) -> dict:
     if cfg.text:
         inputs["text"] = {"shape": [cfg.text, cfg.text_width], "dtype": "float32"}
     feed = {name: name for name in inputs if name != "video"}
+    one = {"engine": "face", "each": {"frame": "video"}, "stack": {"frame_feature": "frame_features"}}
+    every = {"engine": "face", "feed": {"frames": "video"}, "give": {"frame_features": "frame_features"}}
+    kept = {"step": "keep", "tensor": "frame_feature", "count": cfg.frames - 1, "why": "sliding window: only the new frame is encoded"}
     return {
         "inputs": inputs,
         "steps": [
-            {"engine": "face", "each": {"frame": "video"}, "stack": {"frame_feature": "frame_features"}},
+            every if cfg.at_once else one,
             {"engine": "head", "feed": {**feed, "frame_features": "frame_features"}, "give": {cfg.output: cfg.output}},
         ],
         "outputs": [cfg.output],
@@ -335,11 +356,8 @@ def flow(cfg: Config) -> dict:
         **({"task": "classes", "classes": list(cfg.classes)} if cfg.classes else {"task": "value"}),
         "window_s": window_s,
         # A live system takes one frame per hop and slides the window by it; the head sees the whole window anew.
-        "rates_hz": {name: cfg.frames / window_s for name in ("face", "head")},
-        "host_steps": [
-            {"step": "preprocess", "spec": "preprocess.json"},
-            {"step": "keep", "tensor": "frame_feature", "count": cfg.frames - 1, "why": "sliding window: only the new frame is encoded"},
-        ],
+        "rates_hz": {name: (1 if cfg.at_once else cfg.frames) / window_s for name in ("face", "head")},
+        "host_steps": [{"step": "preprocess", "spec": "preprocess.json"}, *([] if cfg.at_once else [kept])],
     }
 
 

@@ -144,6 +144,17 @@ def test_a_window_of_the_default_costs_2_8_gmac_of_which_faces_2_25():
     assert sum(gmac[name] * times for name, times in runs.items()) == pytest.approx(2.81, abs=0.01)
 
 
+@torch.inference_mode()
+def test_all_frames_at_once_give_what_one_after_the_other_give():
+    x = {name: value.numpy() for name, value in batch(TINY).items()}
+    answers = []
+    for cfg in (TINY, replace(TINY, at_once=True)):
+        sessions = {e.name: torch_session(e) for e in attsf.engines(folded("net"), cfg)}
+        answers.append(run_flow(attsf.flow(cfg), sessions, {name: value[0] for name, value in x.items()})["emotion"])
+    np.testing.assert_allclose(answers[1], answers[0], atol=1e-5)
+    assert runs_per_window(attsf.flow(replace(TINY, at_once=True))) == {"face": 1, "head": 1}
+
+
 # --------------------------------------------------------------------------- the whole, its parts and its folded form
 
 
@@ -264,7 +275,8 @@ def test_flow_preprocessing_and_engines_agree_on_shapes(name):
     assert {k: v["shape"] for k, v in flow["inputs"].items()} == {k: list(v) for k, v in shapes(spec).items()}
     assert sources(spec) == {"video": "video", "mfcc": "audio"} | ({"text": "features"} if cfg.text else {})
     engines = {e.name: e for e in attsf.engines(on_meta(name), cfg)}
-    assert [*engines["face"].inputs["frame"][1:]] == flow["inputs"]["video"]["shape"][1:]
+    [(port, shape)] = engines["face"].inputs.items()
+    assert (port, [*shape[1:]]) == (("frames", flow["inputs"]["video"]["shape"]) if cfg.at_once else ("frame", flow["inputs"]["video"]["shape"][1:]))
     assert [*engines["head"].inputs["mfcc"][1:]] == flow["inputs"]["mfcc"]["shape"]
     assert engines["head"].inputs["frame_features"][1] == cfg.frames
     assert {step["engine"] for step in flow["steps"]} == set(engines) == set(flow["rates_hz"])
