@@ -84,14 +84,29 @@ class Reader {
     return made;
   }
 
+  bool take_digits() {
+    const size_t start = at_;
+    while (at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9') at_++;
+    return at_ > start;
+  }
+  bool take_one_of(const char* letters) {
+    if (at_ >= text_.size() || !text_[at_] || !strchr(letters, text_[at_])) return false;
+    at_++;
+    return true;
+  }
+
+  // strtod takes more than JSON does, such as `01`, `.5` or `nan`.
   Json read_number() {
     const size_t start = at_;
-    while (at_ < text_.size() && text_[at_] && strchr("+-.eE0123456789", text_[at_])) at_++;
-    const std::string word = text_.substr(start, at_ - start);
-    char* end = nullptr;
-    const double value = strtod(word.c_str(), &end);
-    const bool has_digit_first = !word.empty() && (isdigit(word[0]) || (word[0] == '-' && word.size() > 1 && isdigit(word[1])));
-    if (!has_digit_first || *end || !std::isfinite(value)) fail("`" + word.substr(0, 20) + "` is no number");
+    take_one_of("-");
+    bool is_number = take_one_of("0") || take_digits();
+    if (take_one_of(".")) is_number = take_digits() && is_number;
+    if (take_one_of("eE")) {
+      take_one_of("+-");
+      is_number = take_digits() && is_number;
+    }
+    const double value = strtod(text_.substr(start, at_ - start).c_str(), nullptr);
+    if (!is_number || !std::isfinite(value)) fail("no value");
     return Json(value);
   }
 

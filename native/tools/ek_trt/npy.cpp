@@ -54,13 +54,11 @@ class Header {
       if (value > kMostElements) throw Stop(kDamaged, where_ + ": a dimension is over 2^31");
     }
     if (at_ == start || (at_ - start > 1 && text_[start] == '0')) fail();
-    if (number == 0) {
-      need(",");
-      if (text_[at_] == ')') return value;
-      need(" ");
-    } else if (text_[at_] != ')') {
-      need(", ");
-    }
+    if (number > 0 && text_[at_] == ')') return value;
+    need(",");
+    if (number == 0 && text_[at_] == ')') return value;
+    need(" ");
+    if (text_[at_] == ')') fail();
     return value;
   }
 
