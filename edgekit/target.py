@@ -115,11 +115,12 @@ class UnitRule(Schema):
     padding_below_kernel: bool = Field(False, description="padding must be smaller than the kernel")
     channels: tuple[int, int] | None = Field(None, description="of the output")
     groups: tuple[int, int] | None = None
+    steps: tuple[int, int] | None = Field(None, description="of a Slice")
+    not_axes: tuple[int, ...] = Field((), description="of a Slice: axes, from 0, that it must not cut")
     axis: int | None = Field(None, description="the only axis, counted from the end: -3 is the channels of N, C, H, W")
-    constant_inputs: tuple[int, ...] = Field((), description="inputs, from 0, that must be constants where they are given")
+    constant_inputs: tuple[int, ...] = Field((), description="inputs, from 0, that must be constants")
     computed_inputs: tuple[int, ...] = Field((), description="inputs, from 0, that must not be constants")
-    attributes: dict[str, list[Value]] = Field({})
-    dtypes: tuple[Literal["int8", "fp16"], ...] = ("int8", "fp16")
+    dtypes: tuple[Literal["int8", "fp16"], ...] = Field(("int8", "fp16"), description="what it computes this op in")
     note: str | None = None
     source: str | None = None
 
@@ -128,7 +129,6 @@ class Unit(Schema):
     """An accelerator beside the device's main processor that runs some layers, such as a DLA."""
 
     name: Text
-    cores: Annotated[int, Field(ge=1)]
     batch_max: Annotated[int, Field(ge=1)]
     dim_max: Annotated[int, Field(ge=1, description="of every dimension but the batch")]
     explicit: bool = Field(description="whether its compiler takes Q/DQ graphs; if not, scales come from a calibration cache")

@@ -13,6 +13,7 @@ A backend is a module, cheap to import, with
     placement(folder, engine, target) -> {node: unit}   optional: which unit of the device runs a layer, such as npu or cpu
     flow(graph_flow) -> flow                    optional: the artifact's flow, where its one engine computes the whole flow of the graphs
     optional(target) -> {distribution: version} optional: what compile uses if it is installed, "none" where it is not
+    unit(engine, model, target) -> {name, placed: {node: None or why not}, pieces, falls_back} or None    optional: what an accelerator of the device would take
     gated(engine, model, target) -> {compiler, form, precisions: {node: precision}} or None    optional: what a compiler of its family, on this host, makes of the graph
     open_deployed(folder, target, threads=None) optional: as the device runs it, where that is not the parity session
     KIT: int                                    optional: bumped when what `compile` writes changes and no engine does

@@ -90,15 +90,18 @@ def run(job: Job) -> None:
     note(f"compiling for {target['backend']}")
     backend.compile(backends.Kit(tuple(engines), target, prune), job.out)
 
-    rows, grades, names, gates = [], set(), {}, {}
+    rows, grades, names, gates, units = [], set(), {}, {}, {}
     for engine in engines:
         gated = backend.gated(engine, models[engine.name], target) if hasattr(backend, "gated") else None
         if gated is not None:
             gates[engine.name] = gated
+        unit = backend.unit(engine, models[engine.name], target) if hasattr(backend, "unit") else None
+        if unit is not None:
+            units[engine.name] = unit
         measured = backend.coverage(job.out / "engines" / engine.name, engine, target)
         grades.add("declared" if measured is None else "measured")
         placed = backend.placement(job.out / "engines" / engine.name, engine, target) if hasattr(backend, "placement") else None
-        rows += _coverage(engine, models[engine.name], target, measured, placed, skipped[engine.name], runs[engine.name], gated)
+        rows += _coverage(engine, models[engine.name], target, measured, placed, skipped[engine.name], runs[engine.name], gated, unit)
         names[engine.name] = _names(models[engine.name], ranges[engine.name])
     for file in ("preprocess.json", "io.json"):
         shutil.copyfile(prune / file, job.out / file)
@@ -115,6 +118,8 @@ def run(job: Job) -> None:
     if gates:
         gated_int8 = sum(row["macs"] * row["runs_per_window"] for row in rows if row["gate"] == "int8")
         summary["gate"] = {"compiler": next(iter(gates.values()))["compiler"], "form": next(iter(gates.values()))["form"], "int8_macs": gated_int8 / total if total else 0.0}
+    if units:
+        summary["unit"] = _unit(units, rows)
     write_json(job.out / "coverage.json", summary)
     write_json(job.out / "names.json", names)
     write_json(job.out / "target.json", target)
@@ -158,6 +163,7 @@ def _coverage(
     skipped: dict[str, str],
     runs: int,
     gated: dict[str, Any] | None,
+    unit: dict[str, Any] | None,
 ) -> list[dict[str, Any]]:
     """One row for every layer with MACs: its precision, as read out of the engine or as declared, and why it is not INT8; beside it what a compiler here made of it."""
     from edgekit import graph
@@ -173,8 +179,21 @@ def _coverage(
         where = {} if placed is None else {"unit": placed.get(node, "unknown")}
         if gated is not None:
             where["gate"] = gated["precisions"][node]
+        if unit is not None:
+            where["off_unit"] = unit["placed"][node]
         rows.append({**where, "engine": engine.name, "node": node, "op": ops[node], "macs": macs, "runs_per_window": runs, "declared": declared, "precision": precision, "reason": reason})
     return rows
+
+
+def _unit(units: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the device's accelerator would take, over all engines: {name, macs: share, engines: {engine: {macs: share, layers, pieces, falls_back}}}."""
+
+    def share(rows: list[dict[str, Any]]) -> float:
+        macs = sum(row["macs"] * row["runs_per_window"] for row in rows)
+        return sum(row["macs"] * row["runs_per_window"] for row in rows if row["off_unit"] is None) / macs if macs else 0.0
+
+    engines = {name: {"macs": share([row for row in rows if row["engine"] == name]), **{key: unit[key] for key in ("layers", "pieces", "falls_back")}} for name, unit in units.items()}
+    return {"name": next(iter(units.values()))["name"], "macs": share(rows), "engines": engines}
 
 
 def _names(model: ir.Model, ranges: dict[str, Any]) -> dict[str, Any]:

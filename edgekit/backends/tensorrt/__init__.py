@@ -81,3 +81,15 @@ def gated(engine: EngineKit, model: ir.Model, target: Mapping[str, Any]) -> dict
     if gate.version() is None:
         return None
     return gate.check(graph.load(engine.qdq_onnx), engine.fp32, engine.name, graph.count_macs(model))
+
+
+def unit(engine: EngineKit, model: ir.Model, target: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the device's DLA would take of a graph, see `dla.py`; None where the target states none."""
+    from edgekit import graph
+    from edgekit.backends.tensorrt import dla
+
+    if target.get("unit") is None:
+        return None
+    precisions = {**dict.fromkeys(engine.fp32, "fp32"), **dict.fromkeys((*engine.int8, *engine.fused), "int8")}
+    placed = dla.place(model, target["unit"], precisions)
+    return {"name": target["unit"]["name"], "placed": placed, **dla.summary(model, placed, graph.count_macs(model))}

@@ -13,7 +13,7 @@ nothing in float32, since the integer sum ends there anyway. Around the islands 
 FP16, but for `keep_float32`.
 
 Sources: docs.nvidia.com/deeplearning/tensorrt, "Strongly-Typed Networks" and "Explicit Quantization";
-onnx/onnx-tensorrt, branch 10.1-GA (96e781152f66), docs/operators.md, QuantizeLinear and DequantizeLinear.
+onnx/onnx-tensorrt, branch 10.1-GA (96e781103cfc), docs/operators.md, QuantizeLinear and DequantizeLinear.
 """
 
 from __future__ import annotations

@@ -85,7 +85,10 @@ def write_engine(engine: EngineKit, folder: Path, target: Mapping[str, Any]) -> 
         graph.save(forms.strong(model, engine.fp32), folder / "model.onnx")
         return ["--strongly-typed", *workspace]
     graph.save(model, folder / "model.onnx")
-    return ["--fp16", *(["--int8"] if engine.int8 else []), *workspace]
+    # INT8 stands in the graph; of the rest the builder may run anything in FP16 but these.
+    wide = forms.keep_float32(model, engine.fp32)
+    arguments = ["--fp16", *(["--int8"] if engine.int8 else []), *_precisions_file(engine, {node.name: "fp32" for node in model.graph if node.name in wide}, folder)]
+    return [*arguments, *workspace]
 
 
 def _with_cache(engine: EngineKit, folder: Path, target: Mapping[str, Any]) -> list[str]:
@@ -102,15 +105,19 @@ def _with_cache(engine: EngineKit, folder: Path, target: Mapping[str, Any]) -> l
     check_cache(text, version, list(engine.ranges))
     (folder / CACHE_NAME).write_text(text, encoding="ascii", newline="\n")
     write_json(folder / "precisions.json", precisions)
-    # The same for ek_trt, which reads no JSON.
-    (folder / "precisions.txt").write_text("".join(f"{layer}\t{precision}\n" for layer, precision in precisions.items()), encoding="ascii", newline="\n")
     # A layer of ours loses INT8 if one of these has no scale: ek_trt refuses then.
     (folder / "int8_tensors.txt").write_text("".join(f"{name}\n" for name in scales), encoding="ascii", newline="\n")
     here = f"engines/{engine.name}"
     arguments = ["--fp16"]
     if engine.int8:
         arguments += ["--int8", "--cache", f"{here}/{CACHE_NAME}", "--int8-tensors", f"{here}/int8_tensors.txt"]
-    return [*arguments, *(["--precisions", f"{here}/precisions.txt"] if precisions else [])]
+    return [*arguments, *_precisions_file(engine, precisions, folder)]
+
+
+def _precisions_file(engine: EngineKit, precisions: Mapping[str, str], folder: Path) -> list[str]:
+    """precisions.txt, for ek_trt, which reads no JSON; and its argument."""
+    (folder / "precisions.txt").write_text("".join(f"{layer}\t{precision}\n" for layer, precision in precisions.items()), encoding="ascii", newline="\n")
+    return ["--precisions", f"engines/{engine.name}/precisions.txt"] if precisions else []
 
 
 def _precisions(engine: EngineKit) -> dict[str, str]:
