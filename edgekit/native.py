@@ -18,7 +18,7 @@ from .errors import DataError, EdgekitError, IntegrityError, ResourceError, Targ
 LIBRARY_VARIABLE = "EDGEKIT_NATIVE"
 INSTALL_HINT = "pip install ./native"
 PRECISIONS = {"auto": 0, "fp32": 1, "bf16": 2, "int8": 3}
-ALGORITHMS = {"auto": 0, "four_mult": 1, "gauss": 2}
+ALGORITHMS = {"auto": 0, "four_mult": 1, "gauss": 2, "fast": 3}
 MASKS = ("E", "C", "R")
 KINDS = ("lstm", "gru")
 WEIGHT_FORMATS = {0: "f32", 1: "f16", 3: "int8"}
@@ -149,7 +149,8 @@ class Denoiser:
         isa: "scalar", "avx2", "avx512", "neon", "neon_dotprod"; None: the best here, or EDGEKIT_ISA.
         threads: 1 uses the calling thread alone.
         precision: "fp32", "bf16" (of a float file) or "int8" (of a quantized one); None: int8 or fp32, as the file is.
-        algorithm: "four_mult", "gauss" (three real products; fp32 only); None: what is faster.
+        algorithm: "four_mult"; "gauss" (three real products; fp32 only); "fast" (besides, two frames for the products of one and a half; fp32 and
+            bf16, on x86 and scalar); None: what is fastest.
 
     Raises:
         ToolMissing: the library is not installed. IntegrityError: a damaged file. TargetError: this CPU cannot run that.

@@ -240,6 +240,9 @@ void bad_options_have_sentences(const Bytes& bytes) {
   options.threads = 1;
   options.precision = EK_PRECISION_INT8;
   check(refused(EK_UNSUPPORTED), "int8 of floats");
+  options.precision = EK_PRECISION_FP32;
+  options.algorithm = EK_ALGORITHM_FAST + 1;
+  check(refused(EK_BAD_ARGUMENT), "an algorithm that is none");
   options.precision = EK_PRECISION_BF16;
   options.algorithm = EK_ALGORITHM_GAUSS;
   check(refused(EK_UNSUPPORTED), "Gauss in bf16");
@@ -315,12 +318,15 @@ int main(int argc, char** argv) {
     int32_t precision, algorithm;
   } ways[] = {{ek::STORED_F32, EK_PRECISION_FP32, EK_ALGORITHM_FOUR_MULT},
               {ek::STORED_F16, EK_PRECISION_FP32, EK_ALGORITHM_GAUSS},
-              {ek::STORED_F32, EK_PRECISION_BF16, EK_ALGORITHM_AUTO},
+              {ek::STORED_F32, EK_PRECISION_FP32, EK_ALGORITHM_FAST},
+              {ek::STORED_F32, EK_PRECISION_BF16, EK_ALGORITHM_FOUR_MULT},
+              {ek::STORED_F32, EK_PRECISION_BF16, EK_ALGORITHM_FAST},
               {ek::STORED_I8, EK_PRECISION_INT8, EK_ALGORITHM_AUTO}};
   int runs = 0;
   for (const char* isa : {"scalar", "avx2", "avx512", "neon", "neon_dotprod"}) {
     if (!ek::row_for(isa, ek::EK_F32)) continue;
     for (const auto& way : ways) {
+      if (way.algorithm == EK_ALGORITHM_FAST && !ek::row_for(isa, way.precision == EK_PRECISION_BF16 ? ek::EK_BF16 : ek::EK_F32)->change_row) continue;
       for (TinyModel& shape : shapes) {
         if (is_quick && &shape != shapes) continue;
         shape.format = way.stored;

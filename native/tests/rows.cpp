@@ -39,6 +39,12 @@ void close(const char* what, double got, double want, double allowed) {
   if (!(std::fabs(got - want) <= allowed)) fail(what, got, want, allowed);
 }
 
+std::vector<float> random_vector(size_t n, float scale) {
+  std::vector<float> x(n);
+  for (float& v : x) v = scale * uniform();
+  return x;
+}
+
 // Memory of exactly `bytes`, 64-byte aligned.
 struct Buffer {
   explicit Buffer(size_t bytes, int fill = 0) : size(bytes) {
@@ -237,6 +243,103 @@ void test_conv(const Row* row, const Shape& shape, Algorithm algorithm, Kind kin
     }
 }
 
+// Two steps of a layer that takes turns, against the scalar row's same turns, and in f32 against the plain form of its definition.
+void test_turns(const Row* row, const Shape& shape, Algorithm algorithm) {
+  const bool gauss = algorithm == EK_GAUSS;
+  const int n_taps = static_cast<int>(shape.frame_of.size()), half = n_taps / 2, n_sources = static_cast<int>(shape.channels_of.size()) / 2;
+  const int c_out = shape.c_out, columns = shape.columns, wide_out = rounded(c_out), interleave = between(1, 2);
+
+  std::vector<float> w[2], affine[4];
+  size_t inputs = 0;
+  for (int t = 0; t < n_taps; t++) inputs += static_cast<size_t>(shape.channels_of[shape.frame_of[t]]);
+  const float per_sum = 1.0f / std::sqrt(static_cast<float>(inputs));
+  for (int part = 0; part < 2; part++) {
+    w[part] = random_vector(inputs * static_cast<size_t>(c_out), 1.0f);
+    affine[part] = random_vector(c_out, per_sum), affine[2 + part] = random_vector(c_out, 0.1f);
+  }
+  ConvSpec spec{};
+  spec.c_out = c_out, spec.columns = columns, spec.n_taps = n_taps, spec.algorithm = algorithm, spec.slope = 0.25f, spec.inv_scale = 1.0f;
+  for (int part = 0; part < 2; part++) spec.w[part] = w[part].data(), spec.gain[part] = affine[part].data(), spec.bias[part] = affine[2 + part].data();
+
+  // Three frames of every source, and the output's two besides one before them.
+  std::vector<std::vector<float>> numbers;
+  for (int f = 0; f < 3 * n_sources; f++) numbers.push_back(random_vector(static_cast<size_t>(2 * shape.bins * rounded(shape.channels_of[f % n_sources])), 1.0f));
+  const auto first_out = random_vector(static_cast<size_t>(2 * columns * interleave * wide_out), 1.0f);
+
+  enum { TURNS, REFERENCE, PLAIN };
+  std::vector<double> y[3], change[3];
+  for (int way : {TURNS, REFERENCE, PLAIN}) {
+    const Row* by = way == TURNS ? row : scalar_of(row);
+    const int planes = gauss ? 3 : by->planes;
+    spec.takes_turns = way != PLAIN;
+    std::vector<Frame> frames, changes, out, out_change;
+    for (int f = 0; f < 3 * n_sources; f++) {
+      const int c = shape.channels_of[f % n_sources], wide = rounded(c);
+      frames.emplace_back(by->element_bytes, by->zero, shape.bins, wide, planes);
+      changes.emplace_back(by->element_bytes, by->zero, shape.bins, wide, planes);
+      for (int bin = 0; bin < shape.bins; bin++) {
+        std::vector<float> part[2];
+        for (int p = 0; p < 2; p++) {
+          const float* from = &numbers[f][static_cast<size_t>((2 * bin + p) * wide)];
+          part[p].assign(from, from + wide);
+          for (int i = c; i < wide; i++) part[p][i] = 0.0f;
+        }
+        by->store_row(part[0].data(), part[1].data(), 1.0f, frames[f].at(bin), wide, planes);
+        if (f >= n_sources) by->change_row(frames[f].at(bin), frames[f - n_sources].at(bin), changes[f].at(bin), wide, planes);
+      }
+    }
+    for (int f = 0; f < 3; f++) {
+      out.emplace_back(by->element_bytes, by->zero, columns * interleave, wide_out, planes);
+      out_change.emplace_back(by->element_bytes, by->zero, columns * interleave, wide_out, planes);
+    }
+    for (int bin = 0; bin < columns * interleave; bin++) {
+      const float* from = &first_out[static_cast<size_t>(2 * bin * wide_out)];
+      by->store_row(from, from + wide_out, 1.0f, out[0].at(bin), wide_out, planes);
+    }
+    std::vector<Source> sources;
+    for (int t = 0; t < n_taps; t++) sources.push_back(Source{shape.channels_of[shape.frame_of[t]], shape.stride * frames[shape.frame_of[t] % n_sources].step});
+    spec.sources = sources.data();
+    Buffer memory(by->conv_bytes(&spec), 0x55), kept(4 * kept_floats(c_out, columns), 0x55);
+    Conv conv;
+    by->pack_conv(&spec, memory.data, &conv);
+    for (int time = 1; time <= 2; time++) {
+      const auto frame = [&](std::vector<Frame>& from, int t, int when) { return Tap{from[when * n_sources + shape.frame_of[t] % n_sources].at(shape.first_row[t])}; };
+      std::vector<Tap> taps;
+      for (int t = 0; t < n_taps; t++) {
+        if (way == PLAIN) taps.push_back(frame(frames, t, t < half ? time - 1 : time));
+        else if (time == 1) taps.push_back(t < half ? frame(frames, t, time) : frame(changes, t, time));
+        else if (t < half) taps.push_back(frame(changes, t, time));
+      }
+      Out to{};
+      to.frame = out[time].at(0), to.frame_step = out[time].step * interleave, to.channels = wide_out;
+      if (way != PLAIN) {
+        to.turn = time == 1 ? EK_WHOLE : EK_REST, to.kept = reinterpret_cast<float*>(kept.data);
+        to.change = out_change[time].at(0), to.before = out[time - 1].at(0);
+      }
+      in_two_pieces(conv.items, [&](int from, int end) { by->conv(&conv, taps.data(), &to, from, end); });
+    }
+    for (int time = 1; time <= 2; time++)
+      for (int bin = -kPad; bin < columns * interleave + kPad; bin++)
+        for (int i = 0; i < 2 * wide_out; i++) {
+          y[way].push_back(decode(by, out[time].at(bin), i));
+          change[way].push_back(decode(by, out_change[time].at(bin), i));
+        }
+    if (way == TURNS && planes == 3)  // the third plane follows from the other two
+      for (int bin = 0; bin < columns * interleave; bin += interleave)
+        for (int c = 0; c < wide_out; c++) {
+          const auto at = [&](int plane) { return decode(by, out_change[2].at(bin), plane * wide_out + c); };
+          close("third plane of a change", at(2), gauss ? at(0) + at(1) : -at(1), 1e-6);
+        }
+  }
+  const double largest = 2.0 * static_cast<double>(inputs) * per_sum, allowed = 1e-6 * largest + 2e-6;
+  for (size_t i = 0; i < y[TURNS].size(); i++) {
+    compare_element(row, "y of a turn", y[TURNS][i], y[REFERENCE][i], allowed);
+    // A change of bf16 is the difference of two numbers that may each be rounded to their neighbour.
+    compare_element(row, "change", change[TURNS][i], change[REFERENCE][i], allowed + (row->format == EK_BF16 ? 0.04 : 0));
+    if (row->format == EK_F32) close("y of a turn, plain", y[TURNS][i], y[PLAIN][i], 2 * allowed);
+  }
+}
+
 // One vector in a row's format, exactly rounded(n) elements.
 Buffer vector_of(const Row* row, const std::vector<float>& x) {
   std::vector<float> padded(rounded(static_cast<int>(x.size())), 0.0f);
@@ -244,12 +347,6 @@ Buffer vector_of(const Row* row, const std::vector<float>& x) {
   Buffer memory(padded.size() * row->element_bytes);
   row->store(padded.data(), 127.0f, memory.data, static_cast<int>(padded.size()));
   return memory;
-}
-
-std::vector<float> random_vector(size_t n, float scale) {
-  std::vector<float> x(n);
-  for (float& v : x) v = scale * uniform();
-  return x;
 }
 
 std::vector<int8_t> random_int8(size_t n) {
@@ -350,10 +447,11 @@ void test_store(const Row* row, int n) {
 }
 
 void test_row(const Row* row, int rounds) {
-  auto conv = [&](const char* name, const Shape& shape, Algorithm algorithm = EK_FOUR_MULT, Kind kind = CONV) {
-    g_where = std::string(row->name) + " " + name + (algorithm == EK_GAUSS ? " gauss" : "") + " c_in";
+  auto conv = [&](const char* name, const Shape& shape, Algorithm algorithm = EK_FOUR_MULT, Kind kind = CONV, bool turns = false) {
+    g_where = std::string(row->name) + " " + name + (algorithm == EK_GAUSS ? " gauss" : "") + (turns ? " in turns" : "") + " c_in";
     for (int c : shape.channels_of) g_where += " " + std::to_string(c);
     g_where += " c_out " + std::to_string(shape.c_out) + " columns " + std::to_string(shape.columns) + " stride " + std::to_string(shape.stride);
+    if (turns) return row->change_row ? test_turns(row, shape, algorithm) : void();
     test_conv(row, shape, algorithm, kind);
   };
   const Algorithm algorithms[] = {EK_FOUR_MULT, EK_GAUSS};
@@ -363,9 +461,11 @@ void test_row(const Row* row, int rounds) {
     const int c[] = {1, 16 / half, 32 / half, 64 / half, 128 / half, 128 / half, 128 / half};
     for (int a = 0; a < n_algorithms; a++) {
       conv("first", encoder(1, c[1], 128), algorithms[a], FIRST);
-      for (int i = 1; i < 6; i++) conv("encoder", encoder(c[i], c[i + 1], 128 >> i), algorithms[a]);
-      for (int j = 0; j < 5; j++)
-        for (int odd = 0; odd < 2; odd++) conv("decoder", phase(c[6 - j], c[6 - j], c[5 - j], 4 << j, odd), algorithms[a]);
+      for (bool turns : {false, true}) {
+        for (int i = 1; i < 6; i++) conv("encoder", encoder(c[i], c[i + 1], 128 >> i), algorithms[a], CONV, turns);
+        for (int j = 0; j < 5; j++)
+          for (int odd = 0; odd < 2; odd++) conv("decoder", phase(c[6 - j], c[6 - j], c[5 - j], 4 << j, odd), algorithms[a], CONV, turns);
+      }
     }
     for (int odd = 0; odd < 2; odd++) conv("last", phase(c[1], c[1], 1, 128, odd), EK_FOUR_MULT, LAST);
     for (CellKind kind : {EK_LSTM, EK_GRU}) {
@@ -387,6 +487,8 @@ void test_row(const Row* row, int rounds) {
     conv("random encoder", encoder(channels(), channels(), columns), algorithm);
     conv("random decoder", phase(channels(), channels(), channels(), columns, between(0, 1)), algorithm);
     conv("random taps", layer(channels(), between(0, 1) ? channels() : 0, channels(), columns, between(1, 3), between(1, 3), between(-2, 0)), algorithm);
+    conv("random encoder", encoder(channels(), channels(), columns), algorithm, CONV, true);
+    conv("random decoder", phase(channels(), channels(), channels(), columns, between(0, 1)), algorithm, CONV, true);
     conv("random first", encoder(1, channels(), columns), algorithm, FIRST);
     conv("random last", phase(channels(), channels(), 1, columns, between(0, 1)), EK_FOUR_MULT, LAST);
     std::vector<int> segments;

@@ -23,7 +23,7 @@ constexpr const char* kUsage =
     "  --isa NAME        scalar, avx2, avx512, neon or neon_dotprod (default: the best here)\n"
     "  --threads N       1 to 64 (default 1)\n"
     "  --precision NAME  fp32, bf16 or int8 (default: int8 for a quantized file, else fp32)\n"
-    "  --algorithm NAME  four_mult or gauss\n"
+    "  --algorithm NAME  four_mult, gauss or fast\n"
     "  --chunk N         samples handed over at a time (default: one hop)\n"
     "\n"
     "The sound is one channel of 16-bit PCM or 32-bit float at the model's own rate; others are refused, not converted.\n"
@@ -74,12 +74,12 @@ std::string read_command(int argc, char** argv, Command* command) {
       command->chunk = static_cast<size_t>(number);
     } else if (word == "--precision" || word == "--algorithm") {
       const bool is_precision = word == "--precision";
-      const char* names[] = {"fp32", "bf16", "int8", "four_mult", "gauss"};
+      const char* names[] = {"fp32", "bf16", "int8", "four_mult", "gauss", "fast"};
       int found = 0;
-      for (int k = is_precision ? 0 : 3; k < (is_precision ? 3 : 5); k++) {
+      for (int k = is_precision ? 0 : 3; k < (is_precision ? 3 : 6); k++) {
         if (strcmp(names[k], value) == 0) found = k + 1 - (is_precision ? 0 : 3);
       }
-      if (!found) return word + " " + value + (is_precision ? ": one of fp32, bf16, int8 is needed" : ": four_mult or gauss is needed");
+      if (!found) return word + " " + value + (is_precision ? ": one of fp32, bf16, int8 is needed" : ": four_mult, gauss or fast is needed");
       (is_precision ? command->options.precision : command->options.algorithm) = found;
     } else {
       return "unknown option " + word;

@@ -75,7 +75,9 @@ def test_frames_and_clips_equal_the_float64_network(native, isa, name):
     want = mask[:, :, : spectrum.shape[2] - delay_of(model)]
     wave = noise(model.hop_length * 15 + 7)
     clip = denoised(model, wave)
-    for algorithm in ("four_mult", "gauss"):
+    for algorithm in ("four_mult", "gauss", "fast"):
+        if algorithm == "fast" and isa.startswith("neon"):
+            continue
         denoiser = open_or_skip(native, native_format.to_bytes(model), isa, algorithm=algorithm)
         got = masks(denoiser, spectrum, delay_of(model))
         assert np.abs(got - want).max() <= MAX_ABS * max(1.0, np.sqrt(np.square(want).mean()))
@@ -97,11 +99,14 @@ def test_full_width_equals_the_float64_network(native, isa, name):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_bf16_is_close_to_the_float64_network(native, isa):
+@pytest.mark.parametrize("algorithm", ["four_mult", "fast"])
+def test_bf16_is_close_to_the_float64_network(native, isa, algorithm):
+    if algorithm == "fast" and isa.startswith("neon"):
+        pytest.skip("these kernels share no products between frames")
     model, spectrum, mask = case("quarter")
-    denoiser = open_or_skip(native, native_format.to_bytes(model), isa, precision="bf16")
-    # bf16 has 8 bits: about 48 dB after one rounding, and some dozen roundings stand in a row here.
-    assert snr_db(mask[:, :, : -delay_of(model)], masks(denoiser, spectrum, delay_of(model))) >= 38
+    denoiser = open_or_skip(native, native_format.to_bytes(model), isa, precision="bf16", algorithm=algorithm)
+    # bf16 has 8 bits: about 48 dB after one rounding, and some dozen roundings stand in a row here; what changed between frames is rounded too.
+    assert snr_db(mask[:, :, : -delay_of(model)], masks(denoiser, spectrum, delay_of(model))) >= (38 if algorithm == "four_mult" else 34)
 
 
 @pytest.mark.parametrize("name", ["odd", "gru", "causal", "pruned", "deep", "shallow", "many", "quarter"])
