@@ -252,6 +252,15 @@ class Recipe(Schema):
         """A path in the recipe, seen from here."""
         return self.dir / path
 
+    def checkpoints(self) -> dict[str, Path]:
+        """{part: its existing checkpoint}; the part of a model that has one checkpoint is called "".
+
+        Raises:
+            RecipeError: there is no such file.
+        """
+        parts = self.load.checkpoint if isinstance(self.load.checkpoint, dict) else {"": ""}
+        return {part: self.file(f"load.checkpoint.{part}" if part else "load.checkpoint") for part in parts}
+
     def file(self, dotted: str) -> Path:
         """The existing file that a key such as `load.checkpoint` names.
 

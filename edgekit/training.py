@@ -27,7 +27,7 @@ from .datasets import Dataset, open_dataset
 from .document import Schema
 from .errors import CheckpointError, DataError, RecipeError, ResourceError
 from .losses import regression_loss
-from .models.checkpoint import PACKED, pack, provenance_of, read_state
+from .models.checkpoint import PACKED, pack, provenance_of, read_parts
 from .preprocess import labels_of, preprocess, sources
 from .progress import note, track
 
@@ -458,12 +458,11 @@ def _start_from(module: nn.Module, definition: ModuleType, config: Any, paths: M
         RecipeError: no such file.
         CheckpointError: not one weight of it fits.
     """
-    known, state = module.state_dict(), {}
-    for part, path in paths.items():
+    known = module.state_dict()
+    for path in paths.values():
         if not path.is_file():
             raise RecipeError(f"{read.where('init')}: `init` does not exist: {path}", "train that checkpoint first")
-        state |= {f"{part}.{key}" if part else key: value for key, value in read_state(path).items()}
-    state = definition.normalize_keys(state, config)
+    state = definition.normalize_keys(read_parts(paths), config)
     fitting = {k: v.to(known[k].dtype) for k, v in state.items() if k in known and v.shape == known[k].shape}
     names = ", ".join(path.name for path in paths.values())
     if not fitting:

@@ -72,7 +72,7 @@ CONFIG_NAMES = {
     "jca": ("default", "release", "small", "tiny"),
     "leader_follower": ("default", "release", "release_valence", "release_arousal", "small", "tiny"),
     "mhlt": ("default", "small", "tiny"),
-    "mhlt_robust": ("default", "default_feature", "small", "small_decision", "tiny", "tiny_feature"),
+    "mhlt_robust": ("default", "default_feature", "small", "small_feature", "tiny", "tiny_feature"),
     "tiny": ("default", "tiny"),
 }
 # Models that are put together of several checkpoints: {model: (parts that it needs, parts that it may have)}.

@@ -55,6 +55,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
+def read_parts(files: Mapping[str, Path]) -> dict[str, Tensor]:
+    """The tensors of a model that is put together of several checkpoints: the name of each part goes before its keys; "" is the only one's."""
+    return {f"{part}.{key}" if part else key: value for part, path in files.items() for key, value in read_state(path).items()}
+
+
 def provenance_of(path: Path) -> Path:
     """The JSON beside a checkpoint: `x.json` of `x.safetensors` and of `x.safetensors.xz`."""
     return path.with_name(path.name.removesuffix(".xz")).with_suffix(".json")

@@ -189,14 +189,16 @@ def _original(text: str, path: Path, recipe: Recipe) -> FlowSide:
     from edgekit.models import checkpoint
 
     models.require_config(recipe.load.model, recipe.load.config)
-    file = recipe.file("load.checkpoint")
+    models.require_parts(recipe.load.model, recipe.load.checkpoint)
+    files = recipe.checkpoints()
     definition = models.get(recipe.load.model)
     config = models.config(recipe.load.model, recipe.load.config)
     module = definition.fold(definition.build(config)).eval()
-    checkpoint.load_into(module, definition.normalize_keys(checkpoint.read_state(file), config), file, definition.OPTIONAL_KEYS)
+    checkpoint.load_into(module, definition.normalize_keys(checkpoint.read_parts(files), config), next(iter(files.values())), definition.OPTIONAL_KEYS)
     engines = definition.engines(module, config)
     flow = {**definition.flow(config), "states": {e.name: [s.to_json() for s in e.states] for e in engines if e.states}}
-    facts = {"recipe": recipe.name, "model": f"{recipe.load.model}/{recipe.load.config}", "which": "original", "checkpoint_sha256": file_digest(file)}
+    digests = {part: file_digest(file) for part, file in files.items()}
+    facts = {"recipe": recipe.name, "model": f"{recipe.load.model}/{recipe.load.config}", "which": "original", "checkpoint_sha256": digests.get("", digests)}
     sessions = {e.name: torch_session(e) for e in engines}
     return FlowSide(text, path, "torch", "float", flow, sessions, _torch_ports(engines), definition.preprocess_spec(config), facts)
 
@@ -211,10 +213,11 @@ def _pruned(text: str, path: Path, recipe: Recipe, options: Options) -> FlowSide
         entry = cache.find(stages["prune"]["key"]) if "prune" in stages else None
     if entry is None:
         raise UsageError(f"{text}: the cache {options.cache} holds no pruned model of `{recipe.name}`", hint)
-    was = stages["prune"]["parts"]["spec"], stages.get("load", {}).get("parts", {}).get("files", {}).get("checkpoint")
+    files = stages.get("load", {}).get("parts", {}).get("files", {})
+    was = stages["prune"]["parts"]["spec"], {key.partition(".")[2]: digest for key, digest in files.items() if key.partition(".")[0] == "checkpoint"}
     wish = recipe.section("prune") or {}
     changed = [key for key in ("importance", "macs", "only", "protect") if key in wish and key in was[0] and _as_list(was[0][key]) != _as_list(wish[key])]
-    if changed or was[1] != file_digest(recipe.file("load.checkpoint")):
+    if changed or was[1] != {part: file_digest(file) for part, file in recipe.checkpoints().items()}:
         what = f"`prune.{changed[0]}`" if changed else "the checkpoint"
         raise UsageError(f"{text}: {what} has changed since `{recipe.name}` was pruned", hint)
     facts = {"recipe": recipe.name, "which": "pruned", "weights_sha256": file_digest(entry.out / "model.safetensors")}

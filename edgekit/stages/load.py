@@ -35,9 +35,8 @@ def plan(recipe: Recipe, target: Target) -> tuple[dict[str, Any], dict[str, Sour
     elif (plugin := plugins.find(models.GROUP, name, models.MODELS)) is not None:
         spec["distribution"] = f"{plugin.distribution} {plugin.version}"
     models.require_parts(name, recipe.load.checkpoint)
-    parts = recipe.load.checkpoint if isinstance(recipe.load.checkpoint, dict) else {}
-    for key in [f".{part}" for part in parts] or [""]:
-        path = recipe.file(f"load.checkpoint{key}")
+    for part, path in recipe.checkpoints().items():
+        key = f".{part}" if part else ""
         files[f"checkpoint{key}"] = FileSource(path)
         # `x.safetensors` may have `x.json` beside it, which says how it was trained.
         provenance = checkpoint.provenance_of(path)
@@ -56,12 +55,8 @@ def run(job: Job) -> None:
     config = models.config(name, config_name, origin)
     found = {key.partition(".")[2]: cast(FileSource, source) for key, source in job.files.items() if key.partition(".")[0] == "checkpoint"}
     path = next(iter(found.values())).path
-    if "" in found:
-        state = checkpoint.read_state(path)
-    else:  # one file for each part: its name goes before its weights
-        state = {f"{part}.{key}": value for part, source in found.items() for key, value in checkpoint.read_state(source.path).items()}
     module = definition.fold(definition.build(config)).eval()
-    state = definition.normalize_keys(state, config)
+    state = definition.normalize_keys(checkpoint.read_parts({part: source.path for part, source in found.items()}), config)
     unused = checkpoint.load_into(module, state, path, getattr(definition, "OPTIONAL_KEYS", ()))
     if hasattr(definition, "balance"):
         definition.balance(module)
@@ -75,7 +70,7 @@ def run(job: Job) -> None:
         if (key := f"provenance.{part}" if part else "provenance") in job.files
     }
     if training:
-        provenance["training"] = training[""] if "" in training else training
+        provenance["training"] = training.get("", training)
     save_float_model(job.out, module, name, config, config_name, provenance, pruned=False, code=origin)
 
 

@@ -84,7 +84,7 @@ def run(job: Job) -> None:
         "verdict": verdict_of(gates, measured["measured_on"]),
         "gates": gates,
         "provenance": {
-            "checkpoint": provenance.get("checkpoint_sha256", NOT_STATED),
+            "checkpoint": _digests(provenance.get("checkpoint_sha256", NOT_STATED)),
             "calibration_data": f"{calibration['name']}, {calibration['clips']} clips, sha256 {calibration['sha256']}",
             "versions": spec["versions"],
             "stages": stages,
@@ -280,9 +280,12 @@ def _least(scale: float | list[float]) -> float:
     return min(map(abs, scale)) if isinstance(scale, list) else abs(scale)
 
 
+def _digests(checkpoint: str | dict[str, str]) -> str:
+    return checkpoint if isinstance(checkpoint, str) else ", ".join(f"{part} {digest}" for part, digest in checkpoint.items())
+
+
 def _licences(spec: Row, model: Row, reference: Row, calibration: Row) -> list[Row]:
-    training = model.get("provenance", {}).get("training")
-    stated = (training.get("licence") or training.get("license")) if isinstance(training, dict) else None
+    stated = _stated(model.get("provenance", {}))
     data = reference["data"]
     return [
         {"part": "engines/", "what": f"weights of {model.get('model')}/{model.get('config_name')}, converted from the checkpoint in manifest.json", "licence": stated or NOT_STATED, "shipped": True},
@@ -290,6 +293,17 @@ def _licences(spec: Row, model: Row, reference: Row, calibration: Row) -> list[R
         {"part": "everything else", "what": f"written by edgekit {spec['versions']['edgekit']}", "licence": _own_licence(), "shipped": True},
         *({"part": tool, "what": f"{tool} {version}, used to build, no code of it is in here", "licence": _licence_of(tool), "shipped": False} for tool, version in sorted(spec["versions"].items()) if tool != "edgekit"),
     ]
+
+
+def _stated(provenance: Row) -> str | None:
+    """The terms that stand beside the checkpoint; of several, those of each part. None where nothing does."""
+    training, digests = provenance.get("training"), provenance.get("checkpoint_sha256")
+    if not isinstance(training, dict):
+        return None
+    if not isinstance(digests, dict):
+        return training.get("licence") or training.get("license")
+    terms = {part: (training.get(part) or {}).get("licence") or NOT_STATED for part in digests}
+    return next(iter(terms.values())) if len(set(terms.values())) == 1 else ", ".join(f"{part}: {said}" for part, said in terms.items())
 
 
 def _licences_text(licences: list[Row]) -> str:
