@@ -65,7 +65,8 @@ def show_report(console: Console, name: str, report: dict[str, Any]) -> None:
         clips = f", {report['n']} clips" if "n" in report else ""
         measured = report["measured_on"]
         where = measured if measured == "host-simulated" else f"measured on {measured}"
-        console.print(f"  INT8 on {coverage['int8_macs']:.1%} of MACs ({coverage['grade']}), {where}{clips}", highlight=False)
+        gate = f"; {coverage['gate']['int8_macs']:.1%} when compiled here" if coverage.get("gate") else ""
+        console.print(f"  INT8 on {coverage['int8_macs']:.1%} of MACs ({coverage['grade']}{gate}), {where}{clips}", highlight=False)
     show_gates(console, report.get("gates", []), report)
 
 
@@ -94,6 +95,11 @@ def show_plan(console: Console, plan: Plan) -> None:
         console.print(f"  [yellow]missing:[/] {escape(tool)}", highlight=False)
     for problem in plan.problems or ():
         console.print(f"  [red]target:[/] {escape(problem)}", highlight=False)
+    if plan.unit is not None:
+        console.print(f"  the {plan.unit['name']} would take {plan.unit['macs']:.1%} of the MACs; the kit builds for the GPU", style="dim", markup=False, highlight=False)
+        for engine, row in plan.unit["engines"].items():
+            why = "; ".join(f"{reason} ({n})" for reason, n in list(row["falls_back"].items())[:3])
+            console.print(f"    {engine}: {row['macs']:.1%}, {row['pieces']} pieces{f', falls back: {why}' if why else ''}", style="dim", markup=False, highlight=False)
 
 
 def show_matrices(console: Console, matrices: list[dict[str, Any]]) -> None:

@@ -59,6 +59,8 @@ class Plan:
     """None: not known before `load` ran."""
     missing: tuple[str, ...] = ()
     """What the stages that would run need and is not installed here, each with the command that installs it."""
+    unit: dict[str, Any] | None = None
+    """What an accelerator of the device would take, if export has said so: see `stages/export.py`."""
 
     @property
     def is_up_to_date(self) -> bool:
@@ -73,6 +75,7 @@ class Plan:
             "steps": [{"stage": step.stage, "key": step.key, "cached": step.entry is not None, "reason": why} for step, why in rows],
             "target_problems": None if self.problems is None else list(self.problems),
             "missing_tools": list(self.missing),
+            **({"unit": self.unit} if self.unit else {}),
         }
 
 
@@ -96,7 +99,8 @@ def make_plan(recipe: Recipe, cache: Cache) -> Plan:
     if "load" in done:
         problems = tuple(targets.problems(target, read_ops(done["load"])))
     missing = tuple(dict.fromkeys(f"{what}: {hint}" for step in steps if step.entry is None for what, hint in _missing(step.draft)))
-    return Plan(recipe, target, tuple(steps), reasons, problems, missing)
+    unit = read_json(done["export"].out / "coverage.json").get("unit") if "export" in done else None
+    return Plan(recipe, target, tuple(steps), reasons, problems, missing, unit)
 
 
 def make_drafts(recipe: Recipe, target: Target) -> dict[str, Draft]:

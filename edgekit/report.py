@@ -371,6 +371,8 @@ class _Page:
         }
         grade = str(coverage.get("grade", ""))
         lead = f"<p><strong>{100 * coverage['int8_macs']:.1f} %</strong> of all MACs run in INT8 <small>({esc(grades.get(grade, grade))})</small></p>"
+        if gate := coverage.get("gate"):
+            lead += f"<p><strong>{100 * gate['int8_macs']:.1f} %</strong> when another compiler builds the same graph <small>(gate: read from the log of {esc(gate['compiler'])}; form {esc(gate['form'])})</small></p>"
         charts = []
         for title, key in (("By engine", "engines"), ("By op", "ops")):
             parts = coverage_parts(coverage, key)
@@ -382,7 +384,7 @@ class _Page:
         if rows:
             rest = f"<p>and {len(rows) - MAX_LISTED} more in <code>coverage.json</code></p>" if len(rows) > MAX_LISTED else ""
             details = f"<details><summary>{_layers(len(rows))} in float, and why</summary>{table('Layers in float', ['Engine', 'Layer', 'Why'], rows[:MAX_LISTED])}{rest}</details>"
-        return f'{lead}<div class="pair">{"".join(charts)}</div>{details}'
+        return f'{lead}<div class="pair">{"".join(charts)}</div>{details}{_unit(coverage.get("unit"))}'
 
     def parity(self) -> str:
         parity = self.report.get("parity") or {}
@@ -732,6 +734,19 @@ def _waveform(clip: Sample) -> str:
 
 
 # tables and text
+
+
+def _unit(unit: Mapping[str, Any] | None) -> str:
+    """What the device's accelerator would take of each engine, and why not the rest."""
+    if not unit:
+        return ""
+    name = esc(unit["name"])
+    rows = [
+        [f"<code>{esc(engine)}</code>", f"{100 * row['macs']:.1f} %", "{} of {}".format(*row["layers"]), str(row["pieces"]), "; ".join(f"{esc(why)} ({n})" for why, n in list(row["falls_back"].items())[:4])]
+        for engine, row in unit["engines"].items()
+    ]
+    listed = table(f"On the {name}", ["Engine", "MACs", "Layers", "Pieces", "What falls back most often, and why (nodes)"], rows, numeric=(1, 2, 3))
+    return f"<details><summary>The {name} would take {100 * unit['macs']:.1f} % of the MACs; the kit builds for the GPU</summary>{listed}</details>"
 
 
 def _layers(count: int) -> str:

@@ -646,8 +646,8 @@ def _coverage(coverage: Row) -> Row:
             row["int8_macs"] += macs if layer["precision"] == "int8" else 0
         if layer["precision"] != "int8":
             skipped.setdefault(layer["engine"], {})[layer["node"]] = f"{layer['precision']}: {layer['reason']}"
-    units = {"units": coverage["units"]} if "units" in coverage else {}
-    return {**units, "grade": coverage["grade"], "int8_macs": coverage["int8_macs"], "macs": coverage["macs"], "engines": engines, "ops": ops, "skipped": skipped}
+    more = {key: coverage[key] for key in ("units", "unit", "gate") if key in coverage}
+    return {**more, "grade": coverage["grade"], "int8_macs": coverage["int8_macs"], "macs": coverage["macs"], "engines": engines, "ops": ops, "skipped": skipped}
 
 
 def _sizes(models: dict[str, Any], inputs: dict[str, Path]) -> dict[str, Any]:

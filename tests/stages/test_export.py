@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 
@@ -135,3 +136,37 @@ def test_computed_int64_inputs_are_refused(root, made):
     target["ops"]["Shape"] = {}
     with pytest.raises(TargetError, match=r"`again` \(Reshape\) computes its input 1, `shape` \(int64\)"):
         run(export, root, {"target": target}, NEEDS)
+
+
+def test_what_a_compiler_here_made_of_the_graphs_stands_beside_the_declaration(made):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install 'edgekit[tensorrt]'")
+    coverage = read_json(made / "export/coverage.json")
+    assert coverage["grade"] == "declared" and "TensorRT-RTX" in coverage["gate"]["compiler"] and coverage["gate"]["form"] == "11"
+    for row in coverage["layers"]:
+        assert (row["gate"] == "int8") == (row["declared"] == "int8") == (row["precision"] == "int8"), row
+    assert coverage["gate"]["int8_macs"] == pytest.approx(coverage["int8_macs"])
+
+
+def test_without_that_compiler_nothing_of_it_is_said_and_the_key_is_another(made, tmp_path, monkeypatch):
+    from edgekit.backends.tensorrt import gate
+    from edgekit.target import Target
+
+    target = Target.model_validate_json(json.dumps({"description": "toy", **TARGET}))
+    with_it = export.tools(target)
+    monkeypatch.setattr(gate, "version", lambda: None)
+    assert export.tools(target) == {"tensorrt-rtx": "none"} != with_it or with_it == {"tensorrt-rtx": "none"}
+    root = link_stages(made, tmp_path, NEEDS)
+    run(export, root, {"target": TARGET}, NEEDS)
+    coverage = read_json(root / "export/coverage.json")
+    assert "gate" not in coverage and not any("gate" in row for row in coverage["layers"])
+
+
+def test_a_dla_is_told_layer_by_layer(made):
+    coverage = read_json(made / "export/coverage.json")
+    unit = coverage["unit"]
+    assert unit["name"] == "DLA" and set(unit["engines"]) == {"encoder", "cell"}
+    for row in coverage["layers"]:
+        assert row["off_unit"] is None or row["off_unit"]
+    taken = sum(row["macs"] * row["runs_per_window"] for row in coverage["layers"] if row["off_unit"] is None)
+    assert unit["macs"] == pytest.approx(taken / coverage["macs"])
+    assert "Softmax" not in str(unit) and any("not in the unit's table" in why for why in unit["engines"]["encoder"]["falls_back"])
