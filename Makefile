@@ -37,7 +37,7 @@ $(READY): pyproject.toml $(NATIVE_SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.12 ..."; exit 5; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_INDEX) "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e '.[openvino,tflite,train,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[openvino,tflite,tensorrt,train,dev]'
 	$(BIN)/python -m pip install --quiet ./native $(foreach package,torch openvino,-C cmake.define.EK_$(shell echo $(package) | tr a-z A-Z)_ROOT=$$($(BIN)/python -c "from importlib.util import find_spec as f; print(f('$(package)').submodule_search_locations[0])"))
 	touch $@
 
