@@ -240,17 +240,30 @@ def _extract(archive: Path, folder: Path, max_bytes: int) -> None:
         except zstandard.ZstdError as e:
             raise IntegrityError(f"{archive}: not a whole zstd file: {e}", "get the bundle again") from e
         plain.seek(0)
-        try:
-            with tarfile.open(fileobj=_Bounded(plain), mode="r:") as tar:  # type: ignore[arg-type]
-                _extract_members(archive, tar, folder, max_bytes)
-        # What tarfile lets through from garbage: numbers out of range, chains of headers.
-        except (tarfile.TarError, ValueError, OverflowError, RecursionError) as e:
-            raise IntegrityError(f"{archive}: not a whole tar file: {e}", "get the bundle again") from e
-        except IntegrityError as e:
-            raise e if e.message.startswith(str(archive)) else IntegrityError(f"{archive}: {e.message}", e.hint) from e
+        extract_tar(plain, str(archive), folder, max_bytes)
 
 
-def _extract_members(archive: Path, tar: tarfile.TarFile, folder: Path, max_bytes: int) -> None:
+def extract_tar(plain: BinaryIO, archive: str, folder: Path, max_bytes: int = MAX_TOTAL_BYTES) -> None:
+    """Extract a plain tar from somewhere else into an empty folder.
+
+    Args:
+        plain: seekable, at its start.
+        archive: what it is called in messages.
+
+    Raises:
+        IntegrityError: damaged, or it holds something that could leave the folder or fill the disk.
+    """
+    try:
+        with tarfile.open(fileobj=_Bounded(plain), mode="r:") as tar:  # type: ignore[arg-type]
+            _extract_members(archive, tar, folder, max_bytes)
+    # What tarfile lets through from garbage: numbers out of range, chains of headers.
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as e:
+        raise IntegrityError(f"{archive}: not a whole tar file: {e}", "get the bundle again") from e
+    except IntegrityError as e:
+        raise e if e.message.startswith(archive) else IntegrityError(f"{archive}: {e.message}", e.hint) from e
+
+
+def _extract_members(archive: str, tar: tarfile.TarFile, folder: Path, max_bytes: int) -> None:
     taken: dict[str, str] = {}  # folded path of every file and folder so far -> its spelling
     files: set[str] = set()
     total = 0

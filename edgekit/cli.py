@@ -79,14 +79,20 @@ def command(owner: typer.Typer, **options: Any) -> Callable[[CommandT], CommandT
 
 @command(app)
 def build(recipes: RecipesAndOverrides, out: Annotated[Path, typer.Option("--out", help="Where bundles go.")] = Path("build"),
+          device: Annotated[str | None, typer.Option("--device", metavar="ssh://USER@HOST[:PORT]", help="Finish each bundle on this device too, and adopt what it measured.")] = None,
           cache: CacheRoot = DEFAULT_CACHE, as_json: Json = False, quiet: Quiet = False) -> None:  # fmt: skip
-    """Build recipes: build/NAME/ and build/NAME.tar.zst for each."""
+    """Build recipes: build/NAME/ and build/NAME.tar.zst for each; with --device build/NAME-measured too."""
     from edgekit.build import build_all
 
     progress.set_quiet(quiet or as_json)
     first_failure = 0
     built = []
-    for outcome in build_all(_load_each(*_split(recipes), cache), out):
+    loaded = _load_each(*_split(recipes), cache)
+    finish = _finisher(device, loaded, out) if device is not None else None
+    outcomes = build_all(loaded, out)
+    if finish is not None:
+        outcomes = (step for outcome, recipe in zip(outcomes, loaded, strict=True) for step in finish(outcome, recipe))
+    for outcome in outcomes:
         code = outcome.exit_code
         first_failure = first_failure or code
         if isinstance(outcome, EdgekitError):
@@ -97,6 +103,35 @@ def build(recipes: RecipesAndOverrides, out: Annotated[Path, typer.Option("--out
     if len(built) > 1:
         _show_matrices(built, out, as_json, quiet)
     raise typer.Exit(first_failure)
+
+
+def _finisher(device: str, recipes: list[Any], out: Path) -> Callable[[Any, Any], Any]:
+    """`(outcome, recipe) -> outcomes`: the build's own, then what the device made of it. Refuses first what no device can finish."""
+    import tempfile
+
+    from edgekit import backends
+    from edgekit import device as devices
+    from edgekit.adopt import adopt
+    from edgekit.target import load_target
+
+    address = devices.Address.parse(device)
+    for recipe in recipes:
+        if not isinstance(recipe, EdgekitError) and not hasattr(backends.get(load_target(recipe.target, recipe.dir).backend), "finisher"):
+            raise UsageError(f"--device: nothing of {recipe.target} is finished on a device", f"leave {recipe.path} out, or build it without --device")
+    devices.require(address)
+
+    def finish(outcome: Any, recipe: Any) -> Any:
+        yield outcome
+        if outcome.exit_code != 0:
+            return
+        try:
+            with tempfile.TemporaryDirectory(prefix="edgekit-device-") as folder:
+                result = devices.finish(outcome.bundle, devices.heldout_of(outcome.bundle), address, Path(folder))
+                yield adopt(result, recipe, bundle=outcome.bundle, cache_root=recipe.cache_root, out=out)
+        except EdgekitError as error:
+            yield error
+
+    return finish
 
 
 def _show_matrices(built: list[Any], out: Path, as_json: bool, quiet: bool) -> None:

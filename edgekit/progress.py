@@ -6,9 +6,10 @@ once a loop is slow enough to notice (rich draws nothing for loops that end at o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -37,6 +38,20 @@ def track(items: Iterable[T], what: str, total: float | None = None) -> Iterator
     columns = (TextColumn("  {task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield from progress.track(items, total=total, description=what)
+
+
+@contextlib.contextmanager
+def bar(what: str, total: float | None = None) -> Iterator[Callable[[float, str | None], None]]:
+    """A bar that the block moves itself: `move(done, what)`, `what` if it is called otherwise by now. Silent where nobody looks."""
+    if not is_shown():
+        yield lambda done, what=None: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    with Progress(TextColumn("  {task.description:<40}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda done, what=None: shown.update(task, completed=done, **({} if what is None else {"description": what}))
 
 
 def note(text: str) -> None:

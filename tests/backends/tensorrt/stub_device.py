@@ -28,7 +28,7 @@ hook() {
     return 0
   fi
   : >"$STUB/reached"
-  while [ ! -f "$STUB/go" ] && [ -d "$STUB" ]; do sleep 0.02; done
+  while [ ! -f "$STUB/go" ] && [ -f "$STUB/fault" ]; do sleep 0.02; done
 }
 FULL=no
 no_space() { echo "$1: No space left on device" >&2; exit 1; }
