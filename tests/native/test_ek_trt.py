@@ -497,7 +497,7 @@ def test_clocks_and_power_mode_are_read_where_they_are(programs, tmp_path):
 # --------------------------------------------------------------------------- whole or not there
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE])
 def test_an_interrupted_run_leaves_whole_files_and_no_report(tool, tmp_path, number):
     prepare(tmp_path, MHLT, MHLT_ENGINES, clips=1)
     for i in range(400):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -253,6 +252,12 @@ def test_a_missing_model_is_6(tool, kit):
 def test_files_go_in_and_out_in_linear_format(tool, kit):
     assert build(tool, kit).returncode == 0
     assert [line for line in (kit / "model.engine").read_text().splitlines() if line.startswith("formats")] == ["formats x 1", "formats y 1"]
+
+
+def test_own_kernels_leave_cublas_and_cudnn_out(device, tool, kit):
+    assert build(tool, kit).returncode == 0 and told(kit)["sources"] == "31"
+    assert build(tool, kit, "--own-kernels").returncode == 0
+    assert told(kit)["sources"] == ("24" if device[1] < 11 else "31"), "bits 0 to 2 are cuBLAS, cuBLASLt and cuDNN; 11 has none of them"
 
 
 def test_dla_takes_what_it_can_and_says_what_it_cannot(tool, kit):

@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from trt_toy import AROUND, FLAGS, NATIVE, SANITIZERS, TOOL, TOYS, compile_programs
 
 TENSORRT_VARIABLE, CUDA_VARIABLE = "EDGEKIT_TENSORRT_INCLUDE", "EDGEKIT_CUDA_INCLUDE"

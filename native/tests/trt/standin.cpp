@@ -222,7 +222,13 @@ struct ConfigImpl : apiv::UnusedVBuilderConfig {
   ProfilingVerbosity verbosity = ProfilingVerbosity::kLAYER_NAMES_ONLY;
   const ITimingCache* timing = nullptr;
   NetworkImpl* network = nullptr;
+  TacticSources sources = 31;
 
+  TacticSources getTacticSources() const noexcept override { return sources; }
+  bool setTacticSources(TacticSources wanted) noexcept override {
+    sources = wanted;
+    return true;
+  }
   bool is_set(BuilderFlag flag) const { return flags.count(static_cast<int>(flag)) > 0; }
   void setFlag(BuilderFlag flag) noexcept override { flags.insert(static_cast<int>(flag)); }
   void clearFlag(BuilderFlag flag) noexcept override { flags.erase(static_cast<int>(flag)); }
@@ -315,6 +321,7 @@ struct BuilderImpl : apiv::UnusedVBuilder {
     if (config.is_set(BuilderFlag::kGPU_FALLBACK)) flags += " gpu_fallback";
     if (config.verbosity == ProfilingVerbosity::kDETAILED) flags += " detailed";
     plan += "flags" + flags + "\nnetwork " + std::to_string(net.flags) + "\nworkspace " + std::to_string(config.workspace) + "\n";
+    plan += "sources " + std::to_string(config.sources) + "\n";
     if (config.device == DeviceType::kDLA) plan += "dla " + std::to_string(config.dla_core) + "\n";
 #if NV_TENSORRT_MAJOR < 10
     if (config.is_set(BuilderFlag::kINT8) && config.calibrator) calibrate(model, net, config.calibrator);

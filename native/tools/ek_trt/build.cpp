@@ -181,8 +181,8 @@ Json use_timing_cache(const BuildJob& job, const std::string& old, Workshop* sho
 // What TensorRT says in its log when it does not use the cache as it stands (libnvinfer 8.5.2's own words).
 void check_warnings(const Log& log) {
   if (log.is_incomplete()) throw Stop(kBug, "no memory was left for TensorRT's warnings, so they could not be checked");
-  for (const char* phrase : {"Could not parse the following line from the calibration cache", "Calibration table does not match", "Calibrator is not being used",
-                             "Calibrator won't be used", "Starting Calibration"}) {
+  for (const char* phrase :
+       {"Could not parse the following line from the calibration cache", "Calibration table does not match", "Calibrator is not being used", "Calibrator won't be used"}) {
     for (const std::vector<std::string>* list : {&log.warnings(), &log.errors()}) {
       for (const std::string& message : *list) {
         if (message.find(phrase) != std::string::npos) throw Stop(kNotAsAsked, "the calibration cache is not used as it stands: " + message);
@@ -241,6 +241,7 @@ Json flags_of(const BuildJob& job) {
   if (job.fp16) flags.add("fp16");
   if (job.int8) flags.add("int8");
   if (job.tf32) flags.add("tf32");
+  if (job.own_kernels) flags.add("own_kernels");
   if (job.strongly_typed || kIsStronglyTyped) flags.add("strongly_typed");
   if (job.gpu_fallback) flags.add("gpu_fallback");
   return flags;
@@ -288,6 +289,7 @@ void build_engine(const BuildJob& job) {
   need(shop.config, "builder configuration");
   nvinfer1::IBuilderConfig& config = *shop.config;
   allow_types(config, job.fp16, job.int8, !request.precisions.empty());
+  if (job.own_kernels && !use_own_kernels(config)) throw Stop(kNotAsAsked, "TensorRT does not go without cuBLAS and cuDNN: " + the_log().last_error());
   if (!job.tf32) config.clearFlag(nvinfer1::BuilderFlag::kTF32);
   if (job.workspace_mib) config.setMemoryPoolLimit(nvinfer1::MemoryPoolType::kWORKSPACE, static_cast<size_t>(job.workspace_mib) << 20);
   config.setProfilingVerbosity(nvinfer1::ProfilingVerbosity::kDETAILED);

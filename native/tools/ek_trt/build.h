@@ -9,7 +9,7 @@ namespace ek {
 struct BuildJob {
   std::string onnx, engine, layers, report;
   std::string cache, int8_tensors, precisions, timing_cache;
-  bool fp16 = false, int8 = false, strongly_typed = false, gpu_fallback = false, tf32 = false;
+  bool fp16 = false, int8 = false, strongly_typed = false, gpu_fallback = false, tf32 = false, own_kernels = false;
   long workspace_mib = 0;  // 0: TensorRT's own limit
   int dla_core = -1;
 };

@@ -18,6 +18,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// PIPE too: the log goes through a pipe, and its other end may be a connection that broke.
+constexpr int kEnding[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
+
 // What the signal handler deletes: the file that is being written, or "".
 char half_written[PATH_MAX];
 
@@ -32,7 +35,7 @@ class SignalsWait {
   SignalsWait() {
     sigset_t ours;
     sigemptyset(&ours);
-    for (int number : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&ours, number);
+    for (int number : kEnding) sigaddset(&ours, number);
     sigprocmask(SIG_BLOCK, &ours, &before_);
   }
   ~SignalsWait() { sigprocmask(SIG_SETMASK, &before_, nullptr); }
@@ -169,7 +172,7 @@ bool is_file_name(const std::string& name) {
 void leave_cleanly_on_signals() {
   struct sigaction action = {};
   action.sa_handler = on_signal;
-  for (int number : {SIGINT, SIGTERM, SIGHUP}) sigaction(number, &action, nullptr);
+  for (int number : kEnding) sigaction(number, &action, nullptr);
 }
 
 }  // namespace ek

@@ -30,7 +30,7 @@ Listing list_folder(const std::string& path);
 // A name that can be a file: A-Z a-z 0-9 _ . -, no dot in front.
 bool is_file_name(const std::string& name);
 
-// From here on INT, TERM and HUP delete the file that is half written and end the process with 130.
+// From here on INT, TERM, HUP and PIPE delete the file that is half written and end the process with 130.
 void leave_cleanly_on_signals();
 
 }  // namespace ek

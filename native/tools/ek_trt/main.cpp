@@ -29,12 +29,13 @@ ek_trt version
 
 ek_trt build --onnx FILE --engine OUT --layers OUT.json --report OUT.json
              [--precisions FILE] [--fp16] [--int8 --cache FILE --int8-tensors FILE] [--strongly-typed] [--tf32]
-             [--workspace MIB] [--timing-cache FILE] [--dla CORE [--gpu-fallback]]
+             [--own-kernels] [--workspace MIB] [--timing-cache FILE] [--dla CORE [--gpu-fallback]]
     --precisions    lines `LAYER<tab>int8|fp16|fp32`, obeyed; a layer that is not there is an error
     --cache         TensorRT 8 only: the calibration cache; nothing is ever calibrated here
     --int8-tensors  names, a line each: tensors of int8 layers; one without a scale is an error
     --strongly-typed  TensorRT 10: the network's own types (11 has nothing else)
     --tf32          fp32 may round its factors to TF32
+    --own-kernels   TensorRT's own alone: neither cuBLAS nor cuDNN is loaded
     --timing-cache  read if it is there, and written
     Layers are what TensorRT's inspector says. TensorRT's log goes to stderr. The engine is written last.
 
@@ -116,7 +117,7 @@ void version(int argc, char** argv) {
 void build(int argc, char** argv) {
   const Options options(argc, argv,
                         {"--onnx", "--engine", "--layers", "--report", "--precisions", "--cache", "--int8-tensors", "--workspace", "--timing-cache", "--dla"},
-                        {"--fp16", "--int8", "--strongly-typed", "--tf32", "--gpu-fallback"});
+                        {"--fp16", "--int8", "--strongly-typed", "--tf32", "--own-kernels", "--gpu-fallback"});
   ek::BuildJob job;
   job.onnx = options.needed("--onnx");
   job.engine = options.needed("--engine");
@@ -130,6 +131,7 @@ void build(int argc, char** argv) {
   job.int8 = options.has("--int8");
   job.strongly_typed = options.has("--strongly-typed");
   job.tf32 = options.has("--tf32");
+  job.own_kernels = options.has("--own-kernels");
   job.gpu_fallback = options.has("--gpu-fallback");
   job.workspace_mib = options.number("--workspace", 0, 1, 1 << 20);
   job.dla_core = static_cast<int>(options.number("--dla", -1, 0, 15));

@@ -54,6 +54,18 @@ inline void set_precision(nvinfer1::ILayer& layer, const std::string& type) {
 #endif
 }
 
+// Neither cuBLAS nor cuDNN: they are loaded into the device's memory, hundreds of MB on a Jetson. From 10 on they are off unless asked for.
+inline bool use_own_kernels(nvinfer1::IBuilderConfig& config) {
+#if NV_TENSORRT_MAJOR < 11
+  nvinfer1::TacticSources sources = config.getTacticSources();
+  for (const auto source : {nvinfer1::TacticSource::kCUBLAS, nvinfer1::TacticSource::kCUBLAS_LT, nvinfer1::TacticSource::kCUDNN}) sources &= ~(1U << static_cast<uint32_t>(source));
+  return config.setTacticSources(sources);
+#else
+  (void)config;
+  return true;
+#endif
+}
+
 inline int64_t activation_bytes_of(const nvinfer1::ICudaEngine& engine) {
 #if NV_TENSORRT_MAJOR > 10 || (NV_TENSORRT_MAJOR == 10 && NV_TENSORRT_MINOR >= 1)
   return engine.getDeviceMemorySizeV2();
