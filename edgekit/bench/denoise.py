@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 CALIBRATION_CLIPS = 15
 TEST_FRAMES = 320
 TIMES = ("median_us", "p10_us", "p99_us")
-FP32, BF16 = ("four_mult", "gauss", "fast"), ("bf16_four_mult", "bf16")  # ours
+FP32, BF16 = ("four_mult", "fast"), ("bf16_four_mult", "bf16")  # of ours, beside each framework; few, since every engine of a process slows the others
 BETTER = ("folded", "subpixel", "three_mult")  # than what is exported first
 TITLES = {"naive": "as exported", "folded": "folded", "subpixel": "sub-pixel", "three_mult": "three products"}
 
@@ -123,7 +123,7 @@ def _one_run(groups: Sequence[Group], work: Path, threads: Sequence[int], effort
     for count in threads:
         peaks = roofline(count)
         for group in groups:
-            if group.threads not in (None, count) or (group.mode == "live" and number > 0):
+            if group.threads not in (None, count) or (group.runs is not None and number >= group.runs):
                 continue
             note(f"run {number + 1}, {count} threads: {group.name}")
             job = {"group": asdict(group), "threads": count, "effort": asdict(effort), "turn": number}
@@ -244,8 +244,9 @@ def _step_groups(net: graphs.Network, ours: Mapping[str, Candidate], calibration
     int8 = [_onnxruntime("sub-pixel", "int8", engines.quantize_onnxruntime(files["subpixel"], feeds, work / "step-int8.onnx"))]
     fp32, bf16 = [ours[name] for name in (*FP32, "int8") if name in ours], [ours[name] for name in BF16 if name in ours]
     eager = [Candidate(f"torch eager, {TITLES[form]}", "fp32", "torch", module, form) for form in ("naive", "folded", "subpixel")]
+    compiled = []
     if effort.compile and shutil.which("g++"):
-        eager += [Candidate(f"torch.compile, {TITLES[form]}", "fp32", "torch", module, form, {"compiled": True}) for form in ("folded", "subpixel")]
+        compiled = [Candidate(f"torch.compile, {TITLES[form]}", "fp32", "torch", module, form, {"compiled": True}) for form in ("folded", "subpixel")]
     exported = [_onnxruntime(TITLES["naive"], "fp32", files["naive"])]
     overhead = [_onnxruntime("nothing", "fp32", nothing)]
     groups = [Group("fp32, ONNX Runtime", "step", 1, (*fp32, *(_onnxruntime(TITLES[form], "fp32", files[form]) for form in BETTER)))]
@@ -259,9 +260,10 @@ def _step_groups(net: graphs.Network, ours: Mapping[str, Candidate], calibration
         int8 += [_openvino("sub-pixel", "int8", file), _openvino("sub-pixel, rest in bf16", "int8", file, "bf16")]
     live = tuple(Candidate(one.engine, one.precision, "native_live", one.file, options=one.options) for one in ours.values())
     groups += [
-        *([Group("live", "live", 1, live)] if live else []),
-        Group("fp32, as exported", "step", 1, (*fp32, *exported)),
+        *([Group("live", "live", 1, live, runs=1)] if live else []),
+        Group("fp32, as exported", "step", 1, (*fp32, *(ours[name] for name in ("gauss",) if name in ours), *exported)),
         Group("fp32, torch", "step", 1, (*fp32, *eager)),
+        *([Group("fp32, torch.compile", "step", 1, (*fp32, *compiled), runs=effort.further_runs)] if compiled else []),
         Group("int8", "step", 1, (*(ours[name] for name in ("int8",) if name in ours), *int8)),
         Group("overhead", "overhead", 1, tuple(overhead)),
     ]
@@ -274,6 +276,7 @@ def _frame_groups(net: graphs.Network, ours: Mapping[str, Candidate], calibratio
     whole = {name: Candidate(one.engine, one.precision, "native_clip", one.file, options=one.options) for name, one in ours.items()}
     groups = []
     for mode, frames, own in (*(("chunk", t, ours) for t in effort.chunks), ("clip", second, whole)):
+        some = effort.further_runs if mode == "chunk" else None
         title = f"{frames} frames" if mode == "chunk" else "1 s"
         make = graphs.chunk if mode == "chunk" else graphs.clip
         made = {form: make(net, form, frames) for form in BETTER}
@@ -282,15 +285,15 @@ def _frame_groups(net: graphs.Network, ours: Mapping[str, Candidate], calibratio
         feeds = engines.recorded(made["subpixel"], calibration, max(4, effort.calibration // frames))
         int8 = [own["int8"]] if "int8" in own else []
         int8.append(_onnxruntime("sub-pixel", "int8", engines.quantize_onnxruntime(files["subpixel"], feeds, work / f"{mode}-{frames}-int8.onnx")))
-        groups.append(Group(f"{title}, fp32, ONNX Runtime", mode, frames, (*fp32, *(_onnxruntime(TITLES[form], "fp32", files[form]) for form in BETTER)), 1))
+        groups.append(Group(f"{title}, fp32, ONNX Runtime", mode, frames, (*fp32, *(_onnxruntime(TITLES[form], "fp32", files[form]) for form in BETTER)), 1, some))
         if "openvino" not in lacking:
-            groups.append(Group(f"{title}, fp32, OpenVINO", mode, frames, (*fp32, *(_openvino(TITLES[form], "fp32", files[form]) for form in BETTER)), 1))
-            groups.append(Group(f"{title}, bf16", mode, frames, (*bf16, *(_openvino(TITLES[form], "bf16", files[form]) for form in BETTER)), 1))
+            groups.append(Group(f"{title}, fp32, OpenVINO", mode, frames, (*fp32, *(_openvino(TITLES[form], "fp32", files[form]) for form in BETTER)), 1, some))
+            groups.append(Group(f"{title}, bf16", mode, frames, (*bf16, *(_openvino(TITLES[form], "bf16", files[form]) for form in BETTER)), 1, some))
         if not lacking:
             for form in ("subpixel",) if mode == "chunk" else ("subpixel", "folded"):
                 file = engines.quantize_openvino(files[form], feeds, work / f"{mode}-{frames}-{form}-int8.xml")
                 int8 += [_openvino(TITLES[form], "int8", file), _openvino(f"{TITLES[form]}, rest in bf16", "int8", file, "bf16")]
-        groups.append(Group(f"{title}, int8", mode, frames, tuple(int8), 1))
+        groups.append(Group(f"{title}, int8", mode, frames, tuple(int8), 1, some))
     return groups
 
 

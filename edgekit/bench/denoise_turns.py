@@ -31,6 +31,7 @@ class Effort:
         pause_s: before a turn, so that another framework's threads stop spinning.
         chunks: frames of the calls with more than one.
         windows, window: of a live stream: how many, and frames of each.
+        further_runs: in how many of the runs calls of several frames, and torch.compile, are measured.
         compile: whether torch.compile is measured too, which takes a minute to compile.
         calibration: frames that the frameworks' INT8 is calibrated on.
     """
@@ -42,6 +43,7 @@ class Effort:
     chunks: tuple[int, ...] = (2, 4, 8, 16, 32)
     windows: int = 5
     window: int = 2000
+    further_runs: int = 3
     compile: bool = True
     calibration: int = 300
 
@@ -76,6 +78,7 @@ class Group:
         mode: step, chunk, clip, live or overhead.
         frames: that one call takes.
         threads: that it is measured with; None: all that are asked for.
+        runs: how many of the first runs it is measured in; None: all. What takes long and decides no figure need not be in every run.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Group:
     frames: int
     candidates: tuple[Candidate, ...]
     threads: int | None = None
+    runs: int | None = None
 
 
 def _work(folder: Path) -> None:
