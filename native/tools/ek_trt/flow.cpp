@@ -1,5 +1,8 @@
 #include "flow.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "files.h"
 #include "lists.h"
 #include "stop.h"
@@ -109,6 +112,101 @@ void run_step(const Step& step, const Engine& engine, const Run& run, Tensors* t
   for (const Wire& wire : step.give) (*tensors)[wire.tensor] = without_batch(output_of(outputs, step.engine, wire.port), step.engine, wire.port);
 }
 
+const float& scalar(const Tensor& tensor, const std::string& who) {
+  if (tensor.values.size() != 1) throw Stop(kUsage, "flow: `" + who + "` takes one number, got " + to_text(tensor.shape));
+  return tensor.values[0];
+}
+
+void same_size(const Tensor& a, const Tensor& b, const std::string& who) {
+  if (a.values.size() != b.values.size()) throw Stop(kUsage, "flow: `" + who + "` takes tensors of one size, got " + to_text(a.shape) + " and " + to_text(b.shape));
+}
+
+double product(const std::vector<float>& a, const std::vector<float>& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); i++) sum += static_cast<double>(a[i]) * b[i];
+  return sum;
+}
+
+// The speech at the gain at which it explains most of the noisy wave.
+Tensor matched(const Tensor& speech, const Tensor& noisy) {
+  same_size(speech, noisy, "match");
+  const double power = product(speech.values, speech.values);
+  const double gain = power > 0 ? product(noisy.values, speech.values) / power : 0.0;
+  Tensor made = speech;
+  for (float& value : made.values) value = static_cast<float>(value * gain);
+  return made;
+}
+
+double estimate_db(const Tensor& speech, const Tensor& noisy, double low, double high) {
+  same_size(speech, noisy, "snr");
+  double rest = 0;
+  for (size_t i = 0; i < speech.values.size(); i++) {
+    const double left = static_cast<double>(noisy.values[i]) - speech.values[i];
+    rest += left * left;
+  }
+  const double smallest = 1e-7;
+  return std::min(high, std::max(low, 10 * std::log10((product(speech.values, speech.values) + smallest) / (rest + smallest))));
+}
+
+Tensor blended(float share, const Tensor& of, const Tensor& rest) {
+  same_size(of, rest, "blend");
+  Tensor made = of;
+  for (size_t i = 0; i < made.values.size(); i++) made.values[i] = share * of.values[i] + (1.0f - share) * rest.values[i];
+  return made;
+}
+
+Tensor normalized(const Tensor& wave, double eps) {
+  const double n = static_cast<double>(wave.values.size());
+  double sum = 0, squares = 0;
+  for (const float value : wave.values) sum += value;
+  const double mean = sum / n;
+  for (const float value : wave.values) squares += (value - mean) * (value - mean);
+  const double scale = 1 / std::sqrt(squares / n + eps);
+  Tensor made = wave;
+  for (float& value : made.values) value = static_cast<float>((value - mean) * scale);
+  return made;
+}
+
+Tensor compute(const HostStep& step, const Tensors& tensors) {
+  const auto read = [&](size_t i) -> const Tensor& { return need(tensors, step.reads[i], step.what); };
+  const std::vector<double>& number = step.numbers;
+  if (step.what == "stft") return spectrum_of(step.sizes, read(0));
+  if (step.what == "masked_istft") return wave_of(step.sizes, read(0), read(1), step.mask, step.samples);
+  if (step.what == "match") return matched(read(0), read(1));
+  if (step.what == "snr") return {{}, {static_cast<float>(estimate_db(read(0), read(1), number[0], number[1]))}};
+  if (step.what == "blend") return blended(scalar(read(0), step.what), read(1), read(2));
+  if (step.what == "normalize") return normalized(read(0), number[0]);
+  const double snr_db = scalar(read(0), step.what), at_knee = number[0], knee_db = number[1], full_db = number[2], floor = number[3];  // alpha
+  return {{}, {static_cast<float>(std::min(1.0, std::max(floor, at_knee + (1 - at_knee) * (snr_db - knee_db) / (full_db - knee_db))))}};
+}
+
+// Every step of the host that can run now and has not.
+void run_host(std::vector<const HostStep*>* waiting, Tensors* tensors) {
+  for (auto step = waiting->begin(); step != waiting->end();) {
+    const std::vector<std::string>& reads = (*step)->reads;
+    if (std::all_of(reads.begin(), reads.end(), [&](const std::string& name) { return tensors->count(name) > 0; })) {
+      (*tensors)[(*step)->to] = compute(**step, *tensors);
+      step = waiting->erase(step);
+    } else {
+      ++step;
+    }
+  }
+}
+
+// Statements of the host besides the transforms: {name: (tensors that it reads, numbers behind the tensor that it gives)}.
+const std::map<std::string, std::pair<size_t, size_t>> kArithmetic = {{"match", {2, 0}}, {"snr", {2, 2}}, {"alpha", {1, 4}}, {"blend", {3, 0}}, {"normalize", {1, 1}}};
+
+HostStep read_host(const std::vector<std::string>& f, const std::string& here) {
+  const size_t reads = kArithmetic.at(f[0]).first;
+  HostStep step;
+  step.what = f[0];
+  step.reads.assign(f.begin() + 1, f.begin() + 1 + static_cast<long>(reads));
+  step.to = f[1 + reads];
+  for (size_t i = 2 + reads; i < f.size(); i++) step.numbers.push_back(read_number(f[i], here));
+  if (step.what == "alpha" && step.numbers[1] == step.numbers[2]) throw Stop(kUsage, here + "`alpha` rises from one SNR to the same");
+  return step;
+}
+
 }  // namespace
 
 Flow read_flow(const std::string& text, const std::string& where) {
@@ -117,8 +215,9 @@ Flow read_flow(const std::string& text, const std::string& where) {
     const std::string here = where + ":" + std::to_string(line.number) + ": ";
     const std::vector<std::string>& f = line.fields;
     const std::string& what = f[0];
-    const std::map<std::string, size_t> known = {{"input", 3}, {"stft", 8},  {"step", 2},  {"feed", 3},          {"each", 3},
-                                                 {"stack", 3}, {"give", 3}, {"state", 4}, {"masked_istft", 11}, {"output", 2}};
+    std::map<std::string, size_t> known = {{"input", 3}, {"stft", 8},  {"step", 2},  {"feed", 3},          {"each", 3},
+                                           {"stack", 3}, {"give", 3}, {"state", 4}, {"masked_istft", 11}, {"output", 2}};
+    for (const auto& one : kArithmetic) known[one.first] = 2 + one.second.first + one.second.second;
     const auto found = known.find(what);
     if (found == known.end()) throw Stop(kUsage, here + "unknown statement `" + what.substr(0, 40) + "`");
     if (f.size() != found->second) throw Stop(kUsage, here + "`" + what + "` has " + std::to_string(f.size() - 1) + " fields, expected " + std::to_string(found->second - 1));
@@ -131,10 +230,12 @@ Flow read_flow(const std::string& text, const std::string& where) {
     } else if (what == "step") {
       flow.steps.push_back({need_file_name(f[1], here), {}, {}, {}, {}, {}});
     } else if (what == "stft") {
-      flow.before.push_back({f[1], "", f[2], read_sizes(f, 3, here), 0, 0});
+      flow.host.push_back({what, {f[1]}, f[2], {}, read_sizes(f, 3, here), 0, 0});
     } else if (what == "masked_istft") {
       if (f[9] != "E" && f[9] != "C" && f[9] != "R") throw Stop(kUsage, here + "mask `" + f[9] + "`, expected E, C or R");
-      flow.after.push_back({f[1], f[2], f[3], read_sizes(f, 4, here), f[9][0], read_integer(f[10], 1, kMost, here)});
+      flow.host.push_back({what, {f[1], f[2]}, f[3], {}, read_sizes(f, 4, here), f[9][0], read_integer(f[10], 1, kMost, here)});
+    } else if (kArithmetic.count(what) > 0) {
+      flow.host.push_back(read_host(f, here));
     } else if (what == "state") {
       flow.steps.back().states.push_back({f[1], f[2], static_cast<float>(read_number(f[3], here))});
     } else {
@@ -153,15 +254,16 @@ Tensors run_flow(const Flow& flow, const Engines& engines, const Tensors& inputs
     if (given.shape != port.shape) throw Stop(kUsage, "flow input `" + port.name + "` has shape " + to_text(given.shape) + ", expected " + to_text(port.shape));
     tensors[port.name] = given;
   }
-  for (const Transform& t : flow.before) tensors[t.to] = spectrum_of(t.sizes, need(tensors, t.from, "stft"));
+  std::vector<const HostStep*> waiting;
+  for (const HostStep& step : flow.host) waiting.push_back(&step);
   for (const Step& step : flow.steps) {
+    run_host(&waiting, &tensors);
     const auto engine = engines.find(step.engine);
     if (engine == engines.end()) throw Stop(kUsage, "flow: there is no engine `" + step.engine + "`");
     run_step(step, *engine->second, run, &tensors);
   }
-  for (const Transform& t : flow.after) {
-    tensors[t.to] = wave_of(t.sizes, need(tensors, t.from, "masked_istft"), need(tensors, t.masks, "masked_istft"), t.mask, t.samples);
-  }
+  run_host(&waiting, &tensors);
+  for (const HostStep* step : waiting) compute(*step, tensors);  // says which tensor is not there
   Tensors made;
   for (const std::string& name : flow.outputs) made[name] = need(tensors, name, "flow outputs");
   return made;

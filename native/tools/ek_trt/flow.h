@@ -10,7 +10,13 @@
 //     give    PORT  TENSOR         of the last run
 //     state   IN  OUT  INIT        output OUT of a run is input IN of the next; INIT fills it when a clip starts
 //     masked_istft  SPECTRUM  MASKS  TO  WIN  HOP  NFFT  DELAY  CHUNK  E|C|R  SAMPLES
+//     match   SPEECH  NOISY  TO    edgekit/snr.py has the definitions from here on
+//     snr     SPEECH  NOISY  TO  LOW  HIGH    of one window; a moving average over windows is the stream's
+//     alpha   SNR  TO  AT_KNEE  KNEE_DB  FULL_DB  FLOOR
+//     blend   SHARE  OF  REST  TO
+//     normalize  FROM  TO  EPS
 //     output  NAME
+// What the host computes runs as soon as the tensors that it reads are there, in the order of its lines.
 // Engine tensors have batch 1 in front, flow tensors have not.
 #ifndef EK_TRT_FLOW_H
 #define EK_TRT_FLOW_H
@@ -38,15 +44,18 @@ struct Step {
   std::vector<Wire> feed, each, stack, give;
   std::vector<State> states;
 };
-struct Transform {
-  std::string from, masks, to;
+struct HostStep {
+  std::string what;
+  std::vector<std::string> reads;
+  std::string to;
+  std::vector<double> numbers;
   Stft sizes;
   char mask = 0;
   int64_t samples = 0;
 };
 struct Flow {
   std::vector<Port> inputs;
-  std::vector<Transform> before, after;
+  std::vector<HostStep> host;
   std::vector<Step> steps;
   std::vector<std::string> outputs;
 };
