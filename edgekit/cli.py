@@ -405,8 +405,8 @@ def systems(reports: Annotated[list[Path], typer.Argument(metavar="BUNDLE|report
     if into is not None:
         tables.embed(groups, into)
     if as_json:
-        for group in groups:
-            print("\n".join(json.dumps(row, ensure_ascii=False) for row in tables.to_json(group)))
+        for row in (row for group in groups for row in tables.to_json(group)):
+            print(json.dumps(row, ensure_ascii=False))
     elif markdown:
         print(tables.markdown(groups), end="")
     else:

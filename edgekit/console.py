@@ -157,8 +157,7 @@ def show_systems(console: Console, groups: Iterable[Group]) -> None:
         for i, column in enumerate(group.columns):
             table.add_column(column, justify="right" if i in group.numeric else "left", overflow="fold")
         for row in group.rows:
-            *cells, verdict = row
-            table.add_row(*(escape(cell.strip("`")) for cell in cells), f"[{VERDICTS.get(verdict, 'default')}]{escape(verdict)}[/]")
+            table.add_row(*(f"[{VERDICTS[cell]}]{cell}[/]" if cell in VERDICTS else escape(cell.strip("`")) for cell in row))
         console.print(table, highlight=False)
         console.print()
 

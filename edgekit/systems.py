@@ -5,6 +5,7 @@ Reports stand together that were made on the same data set with the same lead me
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class Group:
         title: data set, metric with its unit, and which way is better.
         columns: of the table; `numeric` are the numbers of those with figures.
         rows: text, as many as there are columns; in the order in which the reports came.
-        reports: what the rows were made of.
+        reports: what the rows were made of, one each; none of a table by slices.
     """
 
     title: str
@@ -58,11 +59,17 @@ def read(paths: Iterable[str | Path]) -> list[Row]:
 
 
 def grouped(reports: Sequence[Row]) -> list[Group]:
-    """One group for each data set and lead metric, in the order in which they come."""
+    """One group for each data set and lead metric, in the order in which they come; behind it what a model is compared with, where gates look at slices."""
     together: dict[tuple[str, str], list[Row]] = {}
     for report in reports:
         together.setdefault((report["data"]["name"], report["lead"]), []).append(report)
-    return [_group(data, lead, members) for (data, lead), members in together.items()]
+    found = []
+    for (data, lead), members in together.items():
+        found.append(_group(data, lead, members))
+        compared = [report for report in members if report.get("comparisons")]
+        tags = dict.fromkeys(match[1] for report in compared for gate in report["gates"] if (match := re.search(r" at (\w+)=", gate["name"])))
+        found += [_slices(data, lead, tag, compared) for tag in tags]
+    return found
 
 
 def _group(data: str, lead: str, reports: Sequence[Row]) -> Group:
@@ -94,10 +101,39 @@ def _group(data: str, lead: str, reports: Sequence[Row]) -> Group:
     }
     texts = {"recipe", "device", "INT8 MACs", "verdict"}
     rows = tuple(tuple(make(report) for make in columns.values()) for report in reports)
-    better = "lower" if info["direction"] == "lower" else "higher"
-    unit = f", {info['unit']}" if info["unit"] else ""
     numeric = frozenset(i for i, name in enumerate(columns) if name not in texts)
-    return Group(f"{data}: {info['title']}{unit}, {better} is better", tuple(columns), numeric, rows, tuple(reports))
+    return Group(_title(data, info), tuple(columns), numeric, rows, tuple(reports))
+
+
+def _slices(data: str, lead: str, tag: str, reports: Sequence[Row]) -> Group:
+    """The same by a tag of the clips, such as their SNR: INT8 against what the model is compared with, on the same clips."""
+    info = reports[0]["metric_info"][lead]
+    digits = digits_of(lead, info["unit"])
+    others = list(dict.fromkeys(other for report in reports for other in report["comparisons"]))
+    outputs = list(dict.fromkeys(name for report in reports for part in report["slices"] for name in part.get("outputs", {})))
+    columns = ("recipe", tag, "clips", "float", "INT8", "INT8 cost, 95 %", *(text for other in others for text in (other, f"INT8 against {other}, 95 %")), *(f"{name}, mean" for name in outputs))
+    rows = []
+    for report in reports:
+        for part in (part for part in report["slices"] if part["tag"] == tag and part["metric"] == lead):
+            against = [part["comparisons"][other][lead] for other in others]
+            rows.append(
+                (
+                    f"`{report['name']}`",
+                    str(part["value"]).replace("-", "−"),
+                    str(part["n"]),
+                    _number(part["float"], digits),
+                    _number(part["artifact"], digits),
+                    _interval(part["total"], digits),
+                    *(text for row in against for text in (_number(row["value"], digits), _interval(row["over"], digits))),
+                    *(_number(part["outputs"][name]["mean"], 2) for name in outputs),
+                )
+            )
+    return Group(f"{_title(data, info)}, by {tag}", columns, frozenset(range(1, len(columns))), tuple(rows), ())
+
+
+def _title(data: str, info: Row) -> str:
+    unit = f", {info['unit']}" if info["unit"] else ""
+    return f"{data}: {info['title']}{unit}, {info['direction']} is better"
 
 
 def markdown(groups: Iterable[Group], level: int = 3) -> str:

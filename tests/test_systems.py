@@ -75,6 +75,21 @@ def test_of_speech_the_noisy_input_and_the_gain_over_it_are_shown_and_without_pr
     assert [cells(mixed, i)["pruned"] for i in (0, 1)] == ["", "84.12"]
 
 
+def test_what_a_model_is_compared_with_is_shown_for_the_slices_that_gates_look_at():
+    change = {"value": -0.02, "low": -0.03, "high": -0.01}
+    against = {"plain": {"mae": {"value": 0.2, "over": change}}}
+    part = {"metric": "mae", "n": 40, "float": 0.18, "artifact": 0.1812, "total": {**change, "value": 0.0012}, "comparisons": against, "outputs": {"alpha": {"mean": 0.114, "max": 0.3}}}
+    slices = [part | {"tag": "snr_db", "value": "-5"}, part | {"tag": "snr_db", "value": "20"}, part | {"tag": "noise", "value": "car"}]
+    chain = report("chain", "mae", comparisons=against, slices=slices, gates=[{"name": "mae at snr_db=-5"}, {"name": "int8_macs"}])
+    first, by_snr = systems.grouped([report("a", "mae"), chain])
+    assert [row[0] for row in first.rows] == ["`a`", "`chain`"] and by_snr.title == "faces: mean absolute error, lower is better, by snr_db"
+    assert [cells(by_snr, i)["snr_db"] for i in range(len(by_snr.rows))] == ["−5", "20"]
+    assert cells(by_snr) == {
+        "recipe": "`chain`", "snr_db": "−5", "clips": "40", "float": "0.1800", "INT8": "0.1812", "INT8 cost, 95 %": "+0.0012 [−0.0300, −0.0100]",
+        "plain": "0.2000", "INT8 against plain, 95 %": "−0.0200 [−0.0300, −0.0100]", "alpha, mean": "0.11",
+    }  # fmt: skip
+
+
 def test_the_command_shows_markdown_json_and_a_table(tmp_path):
     paths = written(tmp_path, report("a"), report("b", "mae"))
     run = CliRunner().invoke(cli.app, ["systems", "--markdown", *paths])
