@@ -29,9 +29,6 @@ from edgekit.graph import COPY_OPS, MAC_OPS, Editor, constant, is_float
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-FORMS = {"8.5": "8.5", "8.6": "10", "10": "10", "11": "11"}
-"""Form by TensorRT version: major and minor, or major alone."""
-
 QDQ = ("QuantizeLinear", "DequantizeLinear")
 # Sums over many values, and functions that leave FP16's range or resolution.
 WIDE_OPS = frozenset(
@@ -42,12 +39,6 @@ WIDE_OPS = frozenset(
     }
 )  # fmt: skip
 FP16_MAX, FP16_SMALLEST_NORMAL = 65504.0, 2.0**-14
-
-
-def form_of(version: str) -> str | None:
-    """The form that a TensorRT version takes, or None if we have none for it."""
-    major, _, rest = version.partition(".")
-    return FORMS.get(f"{major}.{rest.partition('.')[0]}") or FORMS.get(major)
 
 
 # --------------------------------------------------------------------------- form 10

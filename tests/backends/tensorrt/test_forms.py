@@ -10,7 +10,7 @@ import pytest
 
 from edgekit import graph
 from edgekit.backends import onnxruntime
-from edgekit.backends.tensorrt import forms
+from edgekit.backends.tensorrt import form_of, forms
 from edgekit.errors import TargetError
 from tests.backends.tensorrt.nets import ROOT, make
 
@@ -33,7 +33,7 @@ def types(model) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize(("version", "form"), [("8.5.2", "8.5"), ("8.5.10", "8.5"), ("8.6.1", "10"), ("10.3.0", "10"), ("10.16.1", "10"), ("11.4.1", "11"), ("7.1.3", None), ("8.4.1", None)])
 def test_a_version_has_one_form(version, form):
-    assert forms.form_of(version) == form
+    assert form_of(version) == form
 
 
 def test_form_10_computes_the_simulated_numbers_bit_by_bit(net, tmp_path):
@@ -126,9 +126,35 @@ def test_constants_that_fp16_does_not_hold_keep_their_node_in_float32(tmp_path, 
     assert forms.keep_float32(graph.load(tmp_path / "c.onnx")) == ({"add"} if wide else set())
 
 
+@pytest.mark.parametrize(("version", "flags"), [("10.3.0", ["--fp16", "--int8", "--precisions"]), ("11.4.1", ["--strongly-typed"])])
+def test_a_kit_carries_the_form_of_its_version(tmp_path, version, flags):
+    from edgekit.backends import EngineKit
+    from edgekit.backends.tensorrt import kit
+    from edgekit.target import load_target
+
+    model, chosen, fp32, fed = make(tmp_path, "jetson_orin")
+    graph.save(model, tmp_path / "qdq.onnx")
+    spec = load_target("jetson_orin", ROOT).spec()
+    engine = EngineKit("main", tmp_path / "float.onnx", tmp_path / "qdq.onnx", int8=chosen.int8, fused=chosen.fused, fp32=tuple(fp32))
+    (tmp_path / "out").mkdir()
+    arguments = kit.write_engine(engine, tmp_path / "out", {**spec, "runtime": {**spec["runtime"], "version": version}})
+    assert [a for a in arguments if a.startswith("--") and a != "--workspace"] == flags
+    delivered = graph.load(tmp_path / "out/model.onnx")
+    assert forms.faults(delivered) == [] and any("FLOAT16" in t for t in types(delivered).values()) == (version[:2] == "11")
+    nodes = {node.name: node.op_type for node in delivered.graph}
+    assert "LayerNormalization" in nodes.values() and "MatMul" in {nodes[name] for name in chosen.int8}  # neither decomposed nor made a convolution
+    if version[:2] == "10":
+        lines = dict(line.split("\t") for line in (tmp_path / "out/precisions.txt").read_text().splitlines())
+        assert set(lines.values()) == {"fp32"} and {"Softmax", "LayerNormalization"} <= {nodes[name] for name in lines}
+        assert not set(lines) & {*chosen.int8, *chosen.fused}
+        want, got = onnxruntime.simulate(tmp_path / "qdq.onnx", threads=1)(fed), onnxruntime.simulate(tmp_path / "out/model.onnx", threads=1)(fed)
+        for name in want:
+            np.testing.assert_array_equal(got[name], want[name])
+
+
 def test_every_tensorrt_target_names_a_version_that_has_a_form():
     import yaml
 
     found = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "targets").glob("*.yaml"))}
     versions = {name: data["runtime"]["version"] for name, data in found.items() if data["backend"] == "tensorrt"}
-    assert versions and all(forms.form_of(version) for version in versions.values()), json.dumps(versions)
+    assert versions and all(form_of(version) for version in versions.values()), json.dumps(versions)
