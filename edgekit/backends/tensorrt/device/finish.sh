@@ -43,6 +43,9 @@ absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 cd "$here"
 result=${result:-$PWD/result}
 work=$result.part
+case $PWD$result in
+  *[[:space:]]*) fail 2 "make cannot work in a folder with a blank in its path: $PWD, $result" ;;
+esac
 if [ -z "$heldout" ]; then
   for file in "$PWD/heldout.tar" "$PWD/../heldout.tar" "$PWD/../$(value name passport.txt).heldout.tar"; do
     if [ -f "$file" ]; then heldout=$file && break; fi
