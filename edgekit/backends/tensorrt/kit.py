@@ -28,6 +28,7 @@ from edgekit.backends.tensorrt import form_of
 from edgekit.backends.tensorrt.cache import CACHE_NAME, SAFE_NAME, check_cache, version_number, write_cache
 from edgekit.bundle import HELDOUT
 from edgekit.errors import EdgekitError, ResourceError
+from edgekit.flow import HOST
 from edgekit.formats import read_json, write_json
 
 DEVICE = Path(__file__).parent / "device"
@@ -86,7 +87,7 @@ def write_engine(engine: EngineKit, folder: Path, target: Mapping[str, Any]) -> 
         return ["--strongly-typed", *workspace]
     graph.save(model, folder / "model.onnx")
     # INT8 stands in the graph; of the rest the builder may run anything in FP16 but these.
-    wide = forms.keep_float32(model, engine.fp32)
+    wide = forms.keep_float32(model, engine.fp32) - {*engine.int8, *engine.fused}
     arguments = ["--fp16", *(["--int8"] if engine.int8 else []), *_precisions_file(engine, {node.name: "fp32" for node in model.graph if node.name in wide}, folder)]
     return [*arguments, *workspace]
 
@@ -211,19 +212,21 @@ def flow_text(flow: Mapping[str, Any]) -> str:
     """flow.json as ek_trt reads it: one statement a line, fields separated by tabs.
 
     Raises:
-        EdgekitError: a name that such a line cannot hold.
+        EdgekitError: a name that such a line cannot hold, or a host step that ek_trt lacks.
     """
-    host = {step["step"]: step for step in flow.get("host_steps", [])}
     lines: list[tuple[Any, ...]] = [("input", name, ",".join(map(str, want["shape"]))) for name, want in sorted(flow["inputs"].items())]
-    if stft := host.get("stft"):
-        lines.append(("stft", stft["from"], stft["give"], *_sizes(stft)))
+    missing = [step["step"] for step in flow.get("host_steps", []) if step["step"] in HOST and step["step"] not in _HOST]
+    if missing:
+        raise EdgekitError(f"flow.json: the host step `{missing[0]}` is not in ek_trt", "this is a bug of edgekit; please report it")
+    host = [_HOST[step["step"]](step) for step in flow.get("host_steps", []) if step["step"] in _HOST]
+    # Only to be read in its order: ek_trt runs a host step as soon as what it reads is there, as run_flow does.
+    lines += [line for line in host if line[0] == "stft"]
     for step in flow["steps"]:
         lines.append(("step", step["engine"]))
         for kind in ("feed", "each", "stack", "give"):
             lines += [(kind, port, tensor) for port, tensor in sorted(step.get(kind, {}).items())]
         lines += [("state", pair["in"], pair["out"], f"{pair['init']:.9g}") for pair in flow.get("states", {}).get(step["engine"], [])]
-    if istft := host.get("masked_istft"):
-        lines.append(("masked_istft", istft["spectrum"], istft["masks"], istft["give"], *_sizes(istft), istft["mask"], istft["samples"]))
+    lines += [line for line in host if line[0] != "stft"]
     lines += [("output", name) for name in flow["outputs"]]
     for line in lines:
         for field in line:
@@ -234,6 +237,22 @@ def flow_text(flow: Mapping[str, Any]) -> str:
 
 def _sizes(step: Mapping[str, Any]) -> tuple[int, ...]:
     return step["win_length"], step["hop_length"], step["n_fft"], step.get("delay", 0), step.get("chunk", 0)
+
+
+def _fields(*keys: str, numbers: tuple[str, ...] = ()) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """A statement of ek_trt from a host step: its name, tensors by `keys`, numbers."""
+    return lambda step: (step["step"], *(step[key] for key in keys), *(f"{step[key]:.9g}" for key in numbers))
+
+
+_HOST: dict[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]] = {
+    "stft": lambda step: ("stft", step["from"], step["give"], *_sizes(step)),
+    "masked_istft": lambda step: ("masked_istft", step["spectrum"], step["masks"], step["give"], *_sizes(step), step["mask"], step["samples"]),
+    "match": _fields("speech", "noisy", "give"),
+    "snr": _fields("speech", "noisy", "give", numbers=("low", "high")),
+    "alpha": _fields("snr_db", "give", numbers=("at_knee", "knee_db", "full_db", "floor")),
+    "blend": _fields("share", "of", "rest", "give"),
+    "normalize": _fields("from", "give", numbers=("eps",)),
+}
 
 
 def _putter(folder: Path) -> Callable[[str, bytes], None]:
