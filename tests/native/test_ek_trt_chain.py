@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from trt_toy import ToyEngine, denoiser, load_clip, random_inputs, run, save_clip, toys, write_engines
 
 from edgekit.backends.tensorrt.kit import flow_text
 from edgekit.errors import EdgekitError
 from edgekit.flow import run_flow
+
+sys.path.insert(0, str(Path(__file__).parent))
+from trt_toy import ToyEngine, denoiser, load_clip, random_inputs, run, save_clip, toys, write_engines  # noqa: E402
 
 
 @pytest.fixture(scope="module")
