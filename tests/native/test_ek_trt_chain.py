@@ -13,7 +13,7 @@ from edgekit.errors import EdgekitError
 from edgekit.flow import run_flow
 
 sys.path.insert(0, str(Path(__file__).parent))
-from trt_toy import ToyEngine, denoiser, load_clip, random_inputs, run, save_clip, toys, write_engines  # noqa: E402
+from trt_toy import ToyEngine, denoiser, load_clip, random_inputs, run, save_clip, toys, write_engines
 
 
 @pytest.fixture(scope="module")
