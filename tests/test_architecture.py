@@ -175,8 +175,8 @@ def test_a_wheel_holds_data_and_schemas(tmp_path):
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    assert included == {**{folder: f"edgekit/_data/{folder}" for folder in ("targets", "calibration", "recipes")}, "native/tools/ek_trt": "edgekit/_data/ek_trt"}
-    assert all((ROOT / folder).is_dir() for folder in included)
+    assert included == {**{folder: f"edgekit/_data/{folder}" for folder in ("targets", "calibration", "recipes")}, "native/tools/ek_trt": "edgekit/_data/ek_trt", "native/examples/run_bundle.cpp": "edgekit/_data/ek_trt/run_bundle.cpp"}
+    assert all((ROOT / path).exists() for path in included)
     assert (PACKAGE / "schemas/recipe.json").is_file() and (PACKAGE / "templates/recipe.yaml").is_file()
     assert project["project"]["version"] == __import__("edgekit").__version__
 

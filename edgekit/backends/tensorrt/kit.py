@@ -28,7 +28,6 @@ from edgekit.backends.tensorrt import form_of
 from edgekit.backends.tensorrt.cache import CACHE_NAME, SAFE_NAME, check_cache, version_number, write_cache
 from edgekit.bundle import HELDOUT
 from edgekit.errors import EdgekitError, ResourceError
-from edgekit.flow import HOST
 from edgekit.formats import read_json, write_json
 
 DEVICE = Path(__file__).parent / "device"
@@ -161,8 +160,9 @@ def _device_files() -> Iterator[tuple[str, Path]]:
     source = document.shipped(TOOL) or document.shipped(f"native/tools/{TOOL}")
     if source is None or not (source / "Makefile").is_file():
         raise ResourceError(f"{TOOL}: its source is in no place where edgekit looks for it", "install edgekit anew, or run it from a whole checkout")
-    for path in sorted(source.iterdir()):
-        if path.suffix in (".cpp", ".h", ".hpp") or path.name == "Makefile":
+    example = source.parent.parent / "examples/run_bundle.cpp"  # in a checkout; a wheel has it beside the tool
+    for path in sorted([*source.iterdir(), *([example] if example.is_file() else [])], key=lambda path: path.name):
+        if path.suffix in (".cpp", ".h") or path.name == "Makefile":
             yield f"{TOOL}/{path.name}", path
 
 
@@ -214,6 +214,8 @@ def flow_text(flow: Mapping[str, Any]) -> str:
     Raises:
         EdgekitError: a name that such a line cannot hold, or a host step that ek_trt lacks.
     """
+    from edgekit.flow import HOST  # needs numpy, which a plan must not load
+
     lines: list[tuple[Any, ...]] = [("input", name, ",".join(map(str, want["shape"]))) for name, want in sorted(flow["inputs"].items())]
     missing = [step["step"] for step in flow.get("host_steps", []) if step["step"] in HOST and step["step"] not in _HOST]
     if missing:
