@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from edgekit.backends.tensorrt import dla
 from edgekit.target import load_target
 from tests.backends.tensorrt.nets import ROOT
 from tests.onnx_nets import Lambda, export
+from tests.small_project import make_project
 
 UNITS = {name: load_target(name, ROOT).spec()["unit"] for name in ("jetson_xavier", "jetson_orin")}
 
@@ -108,3 +111,16 @@ def test_networks_of_the_kind_that_it_is_made_for(tmp_path, model, engine, share
         assert sum(n for node, n in macs.items() if where[node] is None) / sum(macs.values()) >= share
         assert told["layers"] == layers and told["pieces"] == pieces
         assert falls_back.items() <= told["falls_back"].items()
+
+
+def test_plan_and_report_tell_what_the_dla_would_take(tmp_path, monkeypatch):
+    project = make_project(tmp_path / "car")
+    monkeypatch.chdir(project.root)
+    assert "unit" not in json.loads(project.run("plan", "car.yaml", "--json").output)
+    built = project.run("build", "car.yaml")
+    assert built.exit_code in (0, 3), built.output
+    told = json.loads(project.run("plan", "car.yaml", "--json").output)["unit"]
+    assert told["name"] == "DLA" and 0 <= told["macs"] <= 1 and told["engines"]
+    assert "the DLA would take" in project.run("plan", "car.yaml").output
+    page = next((project.root / "build/car").glob("report.html")).read_text()
+    assert "On the DLA" in page and "the kit builds for the GPU" in page
