@@ -150,8 +150,9 @@ def summary(result: Path) -> dict[str, Any]:
     golden = read_json(result / "golden/run.json")
     engines = {}
     for folder in sorted((result / "engines").iterdir()):
-        built, ran = read_json(folder / "build.json"), golden.get("engines", {}).get(folder.name, {})
-        engines[folder.name] = {**ran, "engine_bytes": (folder / "model.engine").stat().st_size, "build_seconds": built.get("build_seconds")}
+        built, timed = read_json(folder / "build.json"), golden.get("engines")
+        ran = timed.get(folder.name) if isinstance(timed, dict) else None
+        engines[folder.name] = {**(ran if isinstance(ran, dict) else {}), "engine_bytes": (folder / "model.engine").stat().st_size, "build_seconds": built.get("build_seconds") if isinstance(built, dict) else None}
     device = device_of(result)
     return {
         "board": device.board,
