@@ -23,7 +23,7 @@ LAYERS = (
     ("build",),
     ("plan",),
     ("parity", "stages"),
-    ("training", "pruning", "float_model", "calibration"),
+    ("training", "pruning", "float_model", "calibration", "live"),
     ("backends", "models"),
     ("preprocess",),
     ("datasets",),
@@ -36,7 +36,7 @@ LAYERS = (
     ("document",),
     ("artifact",),
     ("native", "speech_quality", "pictures"),
-    ("progress", "page", "plugins", "resize", "spectrum", "native_format"),
+    ("progress", "page", "plugins", "resize", "snr", "spectrum", "native_format"),
     ("errors",),
 )
 RANK = {name: -row for row, names in enumerate(LAYERS) for name in names}

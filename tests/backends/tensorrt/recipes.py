@@ -50,7 +50,7 @@ def graphs(name: str, folder: Path) -> Iterator[Graphs]:
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
     spec = load_target(recipe.target, recipe.dir).spec()
     numbers = Numbers.from_target(spec["numbers"])
-    for engine, path in _exported(recipe.load.model, recipe.load.config, recipe.file("load.checkpoint"), folder):
+    for engine, path in _exported(recipe.load.model, recipe.load.config, tuple(recipe.checkpoints().items()), folder):
         model = graph.load(path)
         fp32 = tuple(node for rewrite in spec["rewrites"] for change in rewrites.apply(model, rewrite) for node in change.fp32)
         patterns = (recipe.section("quantize") or {}).get("skip", [])
@@ -66,11 +66,11 @@ def graphs(name: str, folder: Path) -> Iterator[Graphs]:
 
 
 @cache
-def _exported(model: str, config_name: str, weights: Path, folder: Path) -> list[tuple[str, Path]]:
-    """[(engine, float.onnx)] of a checkpoint; recipes of one checkpoint share them."""
+def _exported(model: str, config_name: str, weights: tuple[tuple[str, Path], ...], folder: Path) -> list[tuple[str, Path]]:
+    """[(engine, float.onnx)] of a checkpoint, or of one for each part; recipes of one checkpoint share them."""
     definition, config = models.get(model), models.config(model, config_name)
     module = definition.fold(definition.build(config)).eval()
-    checkpoint.load_into(module, definition.normalize_keys(checkpoint.read_state(weights), config), weights, getattr(definition, "OPTIONAL_KEYS", ()))
+    checkpoint.load_into(module, definition.normalize_keys(checkpoint.read_parts(dict(weights)), config), weights[0][1], getattr(definition, "OPTIONAL_KEYS", ()))
     if hasattr(definition, "balance"):
         definition.balance(module)
     found = []
