@@ -395,6 +395,7 @@ QUESTIONS: tuple[tuple[str, str, Callable[[Row], bool], Callable[[Row], bool]], 
     ("best framework", "int8", _is("int8", "edgekit"), _framework("int8")),
     ("best framework in fp32", "int8", _is("int8", "edgekit"), _framework("fp32")),
     ("torch eager", "int8", _is("int8", "edgekit"), _is("fp32", "torch eager")),
+    ("torch eager as exported", "int8", _is("int8", "edgekit"), _is("fp32", "torch eager, as exported")),
     ("ONNX Runtime as exported", "fp32", _is("fp32", "edgekit"), _is("fp32", "ONNX Runtime, as exported")),
     ("OpenVINO as exported", "fp32", _is("fp32", "edgekit"), _is("fp32", "OpenVINO, as exported")),
 )
