@@ -12,6 +12,7 @@ import pytest
 from edgekit.flow import Live, run_flow
 
 sys.path.insert(0, str(Path(__file__).parent))
+from test_ek_trt_chain import chain
 from trt_toy import MHLT, MHLT_ENGINES, NATIVE, denoiser, load_clip, random_inputs, run, save_clip, toys, write_engines
 
 
@@ -84,6 +85,36 @@ def test_a_denoiser_keeps_its_states_and_its_spectra(run_bundle, tmp_path, chunk
         np.testing.assert_allclose(got, want, rtol=0, atol=2e-6)  # float32 spectra into tanh, both ways in float64
 
 
+def test_what_the_host_computes_between_engines_is_what_run_flow_computes(run_bundle, tmp_path):
+    flow, engines = chain(knee_db=-30.0, full_db=10.0)
+    bundle(tmp_path, flow, engines)
+    save_clip(tmp_path / "in" / "w", random_inputs(flow, 3))
+    done = run(run_bundle, tmp_path, tmp_path / "result", tmp_path / "in", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    want, got = run_flow(flow, engines, random_inputs(flow, 3)), load_clip(tmp_path / "out" / "w")
+    assert sorted(got) == sorted(want)
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], rtol=2e-6, atol=5e-6)  # as in test_ek_trt_chain.py
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda f: f["host_steps"][1].update(count=4), "nothing new"),
+        (lambda f: f["host_steps"].append({"step": "snr", "speech": "wave", "noisy": "wave", "give": "x", "low": 0, "high": 1, "ema": 0.9}), "averages over windows"),
+        (lambda f: f["steps"].append(f["steps"][0]), "two steps"),
+        (lambda f: f.update(states={"clip_encoder": [{"in": "clip", "out": "clip_feature", "init": 0.0, "shape": [1]}]}), "has states"),
+    ],
+)
+def test_windows_that_cannot_slide_are_refused(run_bundle, tmp_path, change, word):
+    flow = json.loads(json.dumps(MHLT))
+    change(flow)
+    bundle(tmp_path, flow, MHLT_ENGINES)
+    save_clip(tmp_path / "in" / "w", random_inputs(MHLT, 0))
+    done = run(run_bundle, "--sliding", tmp_path, tmp_path / "result", tmp_path / "in", tmp_path / "out")
+    assert done.returncode == 2 and word in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "code", "word"),
     [
@@ -92,6 +123,8 @@ def test_a_denoiser_keeps_its_states_and_its_spectra(run_bundle, tmp_path, chunk
         (lambda f: f["steps"][0].update(engine="../escape"), 6, "escape"),
         (lambda f: f["steps"][0]["each"].update(clip2="wave"), 2, "different lengths"),
         (lambda f: f.pop("outputs"), 6, "outputs"),
+        (lambda f: f["outputs"].append("o\nstep\tx"), 6, "blank"),
+        (lambda f: f["host_steps"][2].update(outputs=["nobody"]), 2, "nobody"),
         (lambda f: f["steps"][1].update(engine="missing"), 6, "missing"),
     ],
 )
