@@ -17,18 +17,20 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 34, 40
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: x on a logarithmic axis with a tick at every x, y linear from 0.
+    """One chart: x with a tick at every x, y linear from 0.
 
     Attributes:
         title: what y is, with its unit.
         lines: {name: [(x, y)]}, x ascending.
         failed: {name: x where the line's method gave up}, drawn as a cross at the top.
+        is_linear: x as it is; if not, on a logarithmic axis.
     """
 
     title: str
     x_title: str
     lines: Mapping[str, Sequence[tuple[float, float]]]
     failed: Mapping[str, float] = field(default_factory=dict)
+    is_linear: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,12 @@ def ticks(high: float) -> list[float]:
 def _panel(panel: Panel, style: Mapping[str, tuple[str, str]]) -> Iterable[str]:
     xs = sorted({x for line in panel.lines.values() for x, _ in line} | set(panel.failed.values()))
     marks = ticks(max((y for line in panel.lines.values() for _, y in line), default=0))
-    low, high = math.log(xs[0]), math.log(xs[-1])
+    place = float if panel.is_linear else math.log
+    low, high = place(xs[0]), place(xs[-1])
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
 
     def at_x(x: float) -> float:
-        return _LEFT + (right - _LEFT) * ((math.log(x) - low) / (high - low) if high > low else 0.5)
+        return _LEFT + (right - _LEFT) * ((place(x) - low) / (high - low) if high > low else 0.5)
 
     def at_y(y: float) -> float:
         return bottom - (bottom - _TOP) * y / marks[-1]

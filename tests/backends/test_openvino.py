@@ -22,6 +22,7 @@ from edgekit.backends import openvino as backend
 from edgekit.backends.openvino import isolated
 from edgekit.compare import compare
 from edgekit.errors import EdgekitError, IntegrityError, TargetError, ToolMissing
+from edgekit.models.blocks.efficientface import ShuffleUnit
 from edgekit.quant import Numbers, Range
 from edgekit.target import load_target
 from tests.backends import wrong_lstm
@@ -39,18 +40,20 @@ needs_openvino = pytest.mark.skipif(backend.versions(TARGET)["openvino"] is None
 needs_vnni = pytest.mark.skipif("avx512_vnni" not in CPU, reason="needs a CPU with AVX-512 VNNI to compare with")
 
 
-def quantized(folder: Path, module: nn.Module, *shapes: tuple[int, ...], numbers=NUMBERS, ops=TARGET["ops"], skip=None, rewrite: str | None = None) -> tuple[EngineKit, dict]:
+def quantized(folder: Path, module: nn.Module, *shapes: tuple[int, ...], numbers=NUMBERS, ops=TARGET["ops"], skip=None, rewrite: str | tuple[str, ...] = ()) -> tuple[EngineKit, dict]:
     """An engine in `folder` with ranges of one random input, and that input."""
     torch.manual_seed(0)
     path = export(folder, module, *shapes, name="float")
     model = graph.load(path)
-    if rewrite:
-        rewrites.apply(model, rewrite)
-        graph.save(model, path)
+    for name in (rewrite,) if isinstance(rewrite, str) else rewrite:
+        rewrites.apply(model, name)
+    graph.save(model, path)
     chosen = qdq.precisions(model, ops, skip=skip)
     x = feeds(model)
     seen = {**x, **onnxruntime.simulate(path, threads=1, also=[name for name in chosen.observed if name not in x])(x)}
     ranges = {name: Range(float(seen[name].min()), float(seen[name].max())) for name in chosen.observed}
+    ranges.update(qdq.joined(chosen, ranges))
+    ranges.update({tensor: ranges[written] for tensor, written in qdq.passed_on(model, chosen).items()})
     graph.save(qdq.insert_qdq(model, chosen, ranges, numbers), folder / "qdq.onnx")
     return EngineKit("main", path, folder / "qdq.onnx", int8=chosen.int8), x
 
@@ -362,6 +365,24 @@ def test_a_layer_that_lost_its_name_is_found_by_its_weight(tmp_path, target, col
     module = Lambda(lambda m, x: m.b(torch.relu(m.a(x))).flatten(1).unsqueeze(-1), a=nn.Linear(24, 16), b=nn.Linear(16, columns, bias=False))
     engine, _ = quantized(tmp_path, module, (1, 4, 24), numbers=Numbers.from_target(target["numbers"]))
     assert backend.coverage(compiled(tmp_path, engine, target), engine, target) == {"a/MatMul": "int8", "b/MatMul": "int8"}
+
+
+@needs_openvino
+@needs_vnni
+def test_a_shuffle_network_stays_on_integers_between_its_layers(tmp_path):
+    """Without shuffles; what is split and joined is in 8 bits, at once and not converted before."""
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    stage = nn.Sequential(ShuffleUnit(8, 16, 2), *(ShuffleUnit(16, 16, 1) for _ in range(3)), nn.Conv2d(16, 5, 1))
+    net = Lambda(lambda m, x: m.stage(m.stem(x)), stem=stem, stage=stage)
+    engine, x = quantized(tmp_path, net, (1, 3, 16, 16), rewrite=tuple(TARGET["rewrites"]))
+    folder = compiled(tmp_path, engine)
+    assert compare(simulated(engine, x), backend.open(folder, TARGET, 1)(x), "the artifact")["y0"].sqnr_db > 35
+    ran = [op.get_rt_info() for op in backend._compiled(folder / backend.MODEL, backend.configuration("f32", 1))[1].get_runtime_model().get_ordered_ops()]
+    types = [(info["layerType"].astype(str), info["outputPrecisions"].astype(str)) for info in ran]
+    assert not {"ShuffleChannels", "Gather", "Transpose"} & {kind for kind, _ in types}
+    moved = [precision for kind, precision in types if kind in ("Concatenation", "Split", "Pooling")]
+    assert len(moved) >= 8 and {one for entry in moved for one in entry.split(",")} == {"u8"}
 
 
 def saturating(folder: Path, divisor: int) -> Path:

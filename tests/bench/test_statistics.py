@@ -93,6 +93,9 @@ def test_points_lie_where_their_values_say(tmp_path):
     points = ET.parse(tmp_path / "p.svg").getroot().find(".//{*}polyline").get("points")
     (x0, y0), (x1, y1), (x2, y2) = ([float(v) for v in point.split(",")] for point in points.split())
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.1) and y0 - y1 == pytest.approx(y1 - y2, abs=0.1) and x0 < x1 and y0 > y1
+    write_panels([Panel("t", "x", {"a": [(1, 0), (2, 5), (4, 10)]}, is_linear=True)], tmp_path / "l.svg")
+    xs = [float(point.split(",")[0]) for point in ET.parse(tmp_path / "l.svg").getroot().find(".//{*}polyline").get("points").split()]
+    assert xs[1] - xs[0] == pytest.approx((xs[2] - xs[1]) / 2, abs=0.1)
 
 
 @pytest.mark.parametrize(("high", "want"), [(0, [0, 1]), (1, [0, 0.25, 0.5, 0.75, 1]), (13.9, [0, 5, 10, 15]), (108.5, [0, 50, 100, 150]), (0.0021, [0, 0.001, 0.002, 0.003])])
