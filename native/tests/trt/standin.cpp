@@ -326,6 +326,11 @@ struct BuilderImpl : apiv::UnusedVBuilder {
 #if NV_TENSORRT_MAJOR < 10
     if (config.is_set(BuilderFlag::kINT8) && config.calibrator) calibrate(model, net, config.calibrator);
 #endif
+    for (const Words& line : model.all("gpu_only")) {
+      if (config.device != DeviceType::kDLA || config.is_set(BuilderFlag::kGPU_FALLBACK)) continue;
+      say(ILogger::Severity::kERROR, "Layer " + line[1] + " is not supported on DLA and GPU fallback is not enabled");
+      return nullptr;
+    }
     if (model.has("fail")) {
       say(ILogger::Severity::kERROR, model.rest("fail"));
       return nullptr;

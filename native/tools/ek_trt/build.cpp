@@ -139,7 +139,7 @@ void check_names(nvinfer1::INetworkDefinition& network, const std::vector<std::s
   }
 }
 
-// Returns {"core", "layers", "elsewhere": [layers that stay on the GPU]}, or null.
+// Returns {"core", "layers", "elsewhere": [layers that DLA does not take]}, or null.
 Json use_dla(const BuildJob& job, Workshop* shop) {
   if (job.dla_core < 0) return Json();
   const int cores = shop->builder->getNbDLACores();
@@ -154,10 +154,8 @@ Json use_dla(const BuildJob& job, Workshop* shop) {
     const nvinfer1::ILayer* layer = shop->network->getLayer(i);
     if (config.canRunOnDLA(layer)) {
       there++;
-    } else if (job.gpu_fallback) {
-      elsewhere.add(layer->getName());
     } else {
-      throw Stop(kNotAsAsked, std::string("layer `") + layer->getName() + "` cannot run on DLA; --gpu-fallback would leave it to the GPU");
+      elsewhere.add(layer->getName());  // without --gpu-fallback the builder refuses it, or folds it away
     }
   }
   Json made = Json::object();

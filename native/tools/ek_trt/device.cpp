@@ -10,9 +10,10 @@ std::string cuda_version(int number) { return std::to_string(number / 1000) + ".
 
 }  // namespace
 
+// Never destroyed: TensorRT may have something to say at exit.
 Log& the_log() {
-  static Log log;
-  return log;
+  static Log* const log = new Log;
+  return *log;
 }
 
 Json describe_device() {
