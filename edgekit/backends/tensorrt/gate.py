@@ -56,11 +56,13 @@ class Built:
     Attributes:
         rows: its layers.
         engine_bytes: size of the engine, which nothing here can run.
+        parsed: names of the layers that the parser made, before any were joined: a list of precisions must name these.
     """
 
     compiler: str
     rows: tuple[Row, ...]
     engine_bytes: int
+    parsed: frozenset[str] = frozenset()
 
 
 def version() -> str | None:
@@ -95,6 +97,7 @@ def build(model: ir.Model, engine: str) -> Built:
     if not parser.parse(ir.to_proto(model).SerializeToString()):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         raise _refused(model, engine, [(error.node_name(), error.desc()) for error in errors])
+    parsed = frozenset(network.get_layer(i).name for i in range(network.num_layers))
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{SM.replace('.', '')}"), 0)
@@ -105,7 +108,7 @@ def build(model: ir.Model, engine: str) -> Built:
     rows = tuple(rows_of(log.lines))
     if not rows:
         raise TargetError(f"engine `{engine}`: the log of TensorRT-RTX {version()} lists no layers", "its log has another form than 1.7's; please report it")
-    return Built(compiler(), rows, made.nbytes)
+    return Built(compiler(), rows, made.nbytes, parsed)
 
 
 def _log(trt: Any) -> Any:

@@ -121,3 +121,13 @@ def test_every_recipe_passes_the_gate_and_runs_what_it_declares_in_int8(graphs_o
         assert {node for node, precision in made["precisions"].items() if precision == "int8"} == set(engine.chosen.int8)
         loops = {node.name for node in engine.model.graph if node.op_type in graph.LOOP_OPS}
         assert {node for node, precision in made["precisions"].items() if precision == "not found"} <= loops  # an unrolled loop may keep no name
+
+
+@needs_rtx
+@pytest.mark.parametrize("name", [name for name in recipes.names() if name.endswith("_orin")])
+def test_every_layer_that_a_kit_in_form_10_keeps_from_fp16_is_one_of_the_parsers(graphs_of, name):
+    """ek_trt refuses a precision for a layer that the network has not got."""
+    for engine in graphs_of(name):
+        ten = forms.explicit(engine.integer, engine.engine)
+        wide = forms.keep_float32(ten, engine.fp32) - {*engine.chosen.int8, *engine.chosen.fused}
+        assert wide <= gate.build(ten, engine.engine).parsed
