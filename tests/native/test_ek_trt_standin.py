@@ -388,3 +388,18 @@ def test_make_compiles_against_these_headers(device, tmp_path, request):
     objects = [f"{tmp_path}/o/{p.stem}.o" for p in TOOL.glob("*.cpp")]
     done = run("make", "-s", "-C", TOOL, f"BUILD={tmp_path}/o", f"TENSORRT_DIR={tmp_path}/trt", f"CUDA_DIR={tmp_path}/cuda", "CXXFLAGS=-O0 -Werror -fsyntax-only", *objects)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif("EDGEKIT_TENSORRT_DIR" not in os.environ or "EDGEKIT_CUDA_DIR" not in os.environ, reason="needs TensorRT itself: EDGEKIT_TENSORRT_DIR and EDGEKIT_CUDA_DIR, as make's TENSORRT_DIR and CUDA_DIR")
+def test_it_links_with_tensorrt_itself_and_asks_it_who_it_is(tmp_path):
+    """With a GPU it says so; without one it ends with 5, and the library's version is in the sentence."""
+    tensorrt, cuda = os.environ["EDGEKIT_TENSORRT_DIR"], os.environ["EDGEKIT_CUDA_DIR"]
+    done = run("make", "-s", "-j2", "-C", TOOL, f"BUILD={tmp_path}", f"TENSORRT_DIR={tensorrt}", f"CUDA_DIR={cuda}", "CXXFLAGS=-O0", "all", "run_bundle")
+    assert done.returncode == 0, done.stderr
+    major, minor = version_of(Path(tensorrt) / "include")
+    done = run(tmp_path / "ek_trt", "version")
+    if done.returncode == 0:
+        found = json.loads(done.stdout)
+        assert found["tensorrt"] == found["tensorrt_built_for"] and found["tensorrt"].startswith(f"{major}.{minor}.") and found["memory_bytes"] > 0
+    else:
+        assert done.returncode == 5 and f"TensorRT {major}.{minor}." in done.stderr and "a CUDA device is not" in done.stderr, done.stderr
