@@ -251,6 +251,16 @@ def test_layers_are_read_as_tensorrt_writes_them(tmp_path, layer, nodes):
     assert result.layers(tmp_path) == nodes
 
 
+def test_a_copy_named_after_its_layer_and_a_second_mention_do_not_count(tmp_path):
+    layers = [
+        {"Name": "a/Conv + a/Add", "LayerType": "CaskConvolution", "Weights": {"Type": "Int8", "Count": 8}},
+        {"Name": "Reformatting CopyNode for Input Tensor 0 to b/Conv + a/Conv", "LayerType": "Reformat", "Inputs": [{"Format/Datatype": "Row major linear FP16 format"}]},
+        {"Name": "x + a/Conv", "LayerType": "PointWiseV2", "Inputs": [{"Format/Datatype": "Row major linear FP16 format"}]},
+    ]
+    (tmp_path / "layers.json").write_text(json.dumps({"Layers": layers}))
+    assert result.layers(tmp_path) == {"a/Conv": "int8", "a/Add": "int8", "x": "fp16"}
+
+
 def test_layers_of_an_engine_without_detail_are_refused(tmp_path):
     (tmp_path / "layers.json").write_text("{}")
     with pytest.raises(IntegrityError, match="not a list"):

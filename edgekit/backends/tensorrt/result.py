@@ -187,12 +187,18 @@ def layers(folder: Path) -> dict[str, str]:
     if not all(isinstance(layer, dict) for layer in listed):
         raise IntegrityError(f"{folder}/layers.json: names of layers only", "the engine was built without detailed profiling")
     found: dict[str, str] = {}
-    for layer in listed:
+    for layer in sorted(listed, key=_has_weights):  # the layer that has a node's weights has the last word on it
         precision = _precision(layer)
-        if precision is not None:
+        # A copy into another layout is named after the layer that it is for.
+        if precision is not None and layer.get("LayerType") not in ("Reformat", "NoOp"):
             for node in _nodes(layer):
                 found[node] = precision
     return found
+
+
+def _has_weights(layer: Mapping[str, Any]) -> bool:
+    weights = layer.get("Weights")
+    return isinstance(weights, dict) and isinstance(weights.get("Count"), int) and weights["Count"] > 0
 
 
 def _nodes(layer: Mapping[str, Any]) -> list[str]:
@@ -207,9 +213,8 @@ def _nodes(layer: Mapping[str, Any]) -> list[str]:
 
 
 def _precision(layer: Mapping[str, Any]) -> str | None:
-    weights = layer.get("Weights")
-    if isinstance(weights, dict) and int(weights.get("Count") or 0) > 0:
-        return _type(str(weights.get("Type")))
+    if _has_weights(layer):
+        return _type(str(layer["Weights"].get("Type")))
     inputs = layer.get("Inputs")
     if not isinstance(inputs, list) or not inputs or not isinstance(inputs[0], dict):
         return None
