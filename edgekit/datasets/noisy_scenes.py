@@ -112,6 +112,7 @@ def labels_of(seed: int, split: str, clip: int) -> dict[str, float]:
     return scene.draw_script(seed, split, clip)[0].labels
 
 
+@functools.lru_cache(maxsize=1024)  # 100 kB each: several stages of one build ask for the same
 def mix(seed: int, split: str, clip: int, k: int) -> tuple[np.ndarray, float, str]:
     """(int16 [samples], SNR in dB, kind of noise) of mixture `k`, which has the speech of `clip`."""
     import numpy as np
@@ -124,7 +125,9 @@ def mix(seed: int, split: str, clip: int, k: int) -> tuple[np.ndarray, float, st
     kind, dbfs = NOISES[rng.integers(len(NOISES))], rng.uniform(*SPEECH_DBFS)
     heard = noise.draw_noise(kind, scene.SAMPLES, rng)
     said, rest = at_16_bits(noise.unit(speech_of(seed, split, clip)) * 10 ** (dbfs / 20), heard * 10 ** ((dbfs - snr_db) / 20))
-    return said + rest, snr_db, kind
+    audio = said + rest
+    audio.setflags(write=False)  # the cache hands out the same array
+    return audio, snr_db, kind
 
 
 @functools.lru_cache(maxsize=4)
