@@ -503,7 +503,7 @@ def test_an_interrupted_run_leaves_whole_files_and_no_report(tool, tmp_path, num
     for i in range(400):
         shutil.copytree(tmp_path / "in" / "clip-0", tmp_path / "in" / f"more-{i}")
     (tmp_path / "run.json").write_text("old")
-    command = ["run", "--flow", "flow.txt", "--engines", "engines", "--inputs", "in", "--outputs", "out", "--report", "run.json"]
+    command = ["run", "--flow", "flow.txt", "--engines", "engines", "--inputs", "in", "--outputs", "out", "--report", "run.json", "--repeat", "100"]  # some seconds
     with subprocess.Popen([tool, *command], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
         while not list(tmp_path.glob("out/more-*/*.npy")) and process.poll() is None:
             time.sleep(0.005)

@@ -34,7 +34,8 @@ class Log : public nvinfer1::ILogger {
   const std::vector<std::string>& warnings() const { return warnings_; }
   const std::vector<std::string>& errors() const { return errors_; }
   bool is_incomplete() const { return is_incomplete_; }
-  std::string last_error() const { return errors_.empty() ? "TensorRT gave no reason" : errors_.back(); }
+  // Why something failed; without a GPU, 8.5 says it in a warning.
+  std::string last_error() const { return !errors_.empty() ? errors_.back() : !warnings_.empty() ? warnings_.back() : "TensorRT gave no reason"; }
 
  private:
   bool verbose_, is_incomplete_ = false;
