@@ -212,7 +212,10 @@ def _ssh(address: Address, script: str, *arguments: str) -> Iterator[subprocess.
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            with contextlib.suppress(OSError):  # what was not sent any more
+                stream.close()
 
 
 def _run(address: Address, script: str, *arguments: str, feed: Callable[[IO[bytes]], None] | None = None, receive: Callable[[IO[bytes]], None] | None = None) -> bytes:

@@ -21,7 +21,7 @@ from edgekit.device import Address
 from edgekit.errors import EdgekitError, IntegrityError, ToolMissing, UsageError
 from tests.backends.tensorrt.kits import ENGINES, make_bundle
 from tests.backends.tensorrt.stub_device import StubDevice
-from tests.backends.tensorrt.test_finish import BEFORE_THE_LOCK, STEPS, assert_whole
+from tests.backends.tensorrt.test_finish import BEFORE_THE_LOCK, STEPS, assert_whole, steps
 from tests.small_project import make_project
 
 SSHD = shutil.which("sshd") or next((path for path in ("/usr/sbin/sshd", "/usr/local/sbin/sshd") if os.access(path, os.X_OK)), None)
@@ -242,11 +242,7 @@ def test_a_result_that_would_leave_its_folder_is_refused(made, sshd, device, tmp
 
 # every step, over the wire
 
-QUICK = {"compiling", "building the last engine", "publishing"}
-
-
-def steps(quick: set[str] = QUICK) -> list:
-    return [step if step in quick else pytest.param(step, marks=pytest.mark.slow) for step in STEPS]
+QUICK = {"building the last engine", "publishing"}
 
 
 class Running(threading.Thread):
@@ -308,7 +304,7 @@ def begin(made, sshd, device, tmp_path, step, moves, monkeypatch) -> Running:
 
 
 @needs_sshd
-@pytest.mark.parametrize("step", steps())
+@pytest.mark.parametrize("step", steps(QUICK))
 def test_the_connection_is_cut(made, sshd, device, there, tmp_path, step, moves, monkeypatch):
     running = begin(made, sshd, device, tmp_path, step, moves, monkeypatch)
     for pid in sshd.sessions():
@@ -326,7 +322,7 @@ def test_the_connection_is_cut(made, sshd, device, there, tmp_path, step, moves,
 
 
 @needs_sshd
-@pytest.mark.parametrize("step", steps())
+@pytest.mark.parametrize("step", steps(QUICK))
 def test_finish_sh_is_killed_over_there(made, sshd, device, there, tmp_path, step, moves, monkeypatch):
     running = begin(made, sshd, device, tmp_path, step, moves, monkeypatch)
     found = subprocess.run(["pgrep", "-f", "sh finish.sh --heldout ../heldout.tar"], capture_output=True, text=True).stdout.split()

@@ -219,6 +219,14 @@ STEPS = {
     "flushing": ("sync", 1),
     "publishing": ("mv", -1),
 }
+# Where things go wrong in different ways; the other steps of a mishap that takes several runs are in `make test-slow`.
+QUICK = {"checking the kit's files", "compiling", "building the last engine", "running the held-out clips", "publishing"}
+
+
+def steps(quick: set[str] = QUICK) -> list:
+    return [step if step in quick else pytest.param(step, marks=pytest.mark.slow) for step in STEPS]
+
+
 BEFORE_THE_LOCK = {"reading the passport", "checking the kit's files", "checking the held-out clips", "taking the lock"}
 
 
@@ -263,7 +271,7 @@ def test_a_power_cut(device, made, trace, step):
     recover(device, made)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", steps())
 def test_the_script_alone_is_killed_and_what_it_started_goes_on(device, made, trace, step):
     """kill -9 of finish.sh only: its child still writes, so a second run has to stay out until it is done."""
     arm(device, trace, step, "pause")
@@ -302,7 +310,7 @@ def test_a_full_disk(device, made, trace, step):
     recover(device, made)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", steps())
 def test_the_device_is_updated_in_between(device, made, trace, step):
     """Power cut, another JetPack, run again: refused and nothing is called a result. Back again, it ends well."""
     arm(device, trace, step, "pause")
@@ -318,7 +326,7 @@ def test_the_device_is_updated_in_between(device, made, trace, step):
     recover(device, made)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", steps())
 def test_a_second_run_while_the_first_is_at_it(device, made, trace, step):
     arm(device, trace, step, "pause")
     first = device.start()
