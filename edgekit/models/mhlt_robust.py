@@ -4,8 +4,8 @@
     wave and matched speech → SNR estimate (moving average) → α                                          ├→ head → o, a, v
     video → clip encoder, clip by clip ──────────────────────────────────────────────────────────────────┘
 
-α acts twice. What is heard is α·wave + (1−α)·speech: where there is next to no noise, denoising can only take something away, and from
-`full_db` on the chain is plain MHLT. And the voice's part in the answer is α, on one of two levels. `decision`: o = α·o(MHLT) + (1−α)·v,
+Where there is next to no noise, denoising can only take something away: from the knee of α on the wave itself comes back in, and from
+`full_db` on the chain is plain MHLT. The voice's part in the answer is α, on one of two levels. `decision`: o = α·o(MHLT) + (1−α)·v,
 on any MHLT checkpoint, by the host. `feature`: o = FC_o(α·mean(A_out) + (1−α)·mean(h_v)), in the head, for weights that were trained so.
 
 On either level α says that a face alone answers well. It does where face and voice mostly agree, as people's do; a joint label of faces and
@@ -47,6 +47,11 @@ class Alpha:
     knee_db: float = 5.0
     full_db: float = 20.0
     floor: float = 0.0
+
+    @property
+    def wave(self) -> Alpha:
+        """The wave's own part in what is heard: 0 up to the knee, 1 from `full_db` on."""
+        return replace(self, at_knee=0.0, floor=0.0)
 
     def of(self, snr_db: Tensor) -> Tensor:
         return (self.at_knee + (1 - self.at_knee) * (snr_db - self.knee_db) / (self.full_db - self.knee_db)).clamp(self.floor, 1.0)
@@ -119,13 +124,13 @@ class RobustMHLT(nn.Module):
         """video [n, k, 3, t, h, w], wave [n, samples] of -1..1 → o, a, v, alpha, snr_db [n]."""
         matched, snr_db = self.listen(wave)
         alpha = self.alpha.of(snr_db)
-        out = self.fuse(self.mhlt.encode_clips(video), self.mhlt.encode_audio(heard(wave, matched, alpha)), alpha)
+        out = self.fuse(self.mhlt.encode_clips(video), self.mhlt.encode_audio(heard(wave, matched, self.alpha.wave.of(snr_db))), alpha)
         return {**out, "alpha": alpha, "snr_db": snr_db}
 
 
-def heard(wave: Tensor, speech: Tensor, alpha: Tensor) -> Tensor:
-    """What the audio encoder gets [n, samples]: the more of the noisy wave, the more the voice counts."""
-    return normalized(alpha[:, None] * wave + (1 - alpha[:, None]) * speech)
+def heard(wave: Tensor, speech: Tensor, share: Tensor) -> Tensor:
+    """What the audio encoder gets [n, samples], with so much of the wave itself [n]."""
+    return normalized(share[:, None] * wave + (1 - share[:, None]) * speech)
 
 
 def normalized(wave: Tensor) -> Tensor:
@@ -232,7 +237,8 @@ def flow(cfg: Config) -> dict:
             {"step": "match", "speech": istft["give"], "noisy": "wave", "give": "matched", **samples, "why": "the denoiser's gain and sign are its own"},
             {"step": "snr", "speech": "matched", "noisy": "wave", "give": "snr_db", "low": SNR_DB[0], "high": SNR_DB[1], "ema": EMA, "shape": []},
             {"step": "alpha", "snr_db": "snr_db", "give": "alpha", **asdict(cfg.alpha), "shape": []},
-            {"step": "blend", "share": "alpha", "of": "wave", "rest": "matched", "give": "mixed", **samples, "why": "where there is no noise, nothing is to be taken away"},
+            {"step": "alpha", "snr_db": "snr_db", "give": "wave_share", **asdict(cfg.alpha.wave), "shape": []},
+            {"step": "blend", "share": "wave_share", "of": "wave", "rest": "matched", "give": "mixed", **samples, "why": "where there is no noise, nothing is to be taken away"},
             {"step": "normalize", "from": "mixed", "give": "heard", "eps": 1e-7, **samples},
             *([] if is_feature else blend),
             *(step for step in back["host_steps"] if step["step"] in ("keep", "clamp")),
@@ -279,11 +285,10 @@ def preprocess_spec(cfg: Config) -> dict:
 def encode(module: RobustMHLT, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """{"video", "wave"} → features of both, and α [n]."""
     matched, snr_db = module.listen(batch["wave"])
-    alpha = module.alpha.of(snr_db)
     return {
         "clip_features": module.mhlt.encode_clips(batch["video"]),
-        "audio_features": module.mhlt.encode_audio(heard(batch["wave"], matched, alpha)),
-        "alpha": alpha,
+        "audio_features": module.mhlt.encode_audio(heard(batch["wave"], matched, module.alpha.wave.of(snr_db))),
+        "alpha": module.alpha.of(snr_db),
     }
 
 

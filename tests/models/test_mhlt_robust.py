@@ -95,7 +95,7 @@ def test_without_a_voice_only_the_face_counts(inputs):
 def test_the_flow_says_rates_states_and_what_the_host_does():
     config = mhlt_robust.CONFIGS["small"]
     flow = mhlt_robust.flow(config)
-    assert [step["step"] for step in flow["host_steps"]] == ["preprocess", "stft", "masked_istft", "match", "snr", "alpha", "blend", "normalize", "blend", "keep", "clamp"]
+    assert [step["step"] for step in flow["host_steps"]] == ["preprocess", "stft", "masked_istft", "match", "snr", "alpha", "alpha", "blend", "normalize", "blend", "keep", "clamp"]
     assert set(flow["rates_hz"]) == {"denoiser", "clip_encoder", "audio_encoder", "head"}
     assert flow["rates_hz"]["denoiser"] == 10 and flow["rates_hz"]["clip_encoder"] == pytest.approx(4 / 3)
     runs = runs_per_window(flow)
@@ -222,3 +222,10 @@ def test_a_head_that_edgekit_trained_goes_behind_the_encoders(tmp_path):
     module, before = FloatModel.open(out).module(), checkpoint.read_state(tmp_path / "m.safetensors")
     assert torch.equal(module.mhlt.fc_o.weight, head["mhlt.fc_o.weight"]) and not torch.equal(module.mhlt.fc_o.weight, before["fc_o.weight"])
     assert torch.equal(module.mhlt.fc_v.weight, before["fc_v.weight"])
+
+
+def test_from_full_db_on_the_wave_itself_is_heard_and_below_the_knee_the_speech_alone():
+    alpha = mhlt_robust.CONFIGS["small"].alpha
+    snr_db = torch.tensor([-10.0, alpha.knee_db, (alpha.knee_db + alpha.full_db) / 2, alpha.full_db, 40.0])
+    assert alpha.wave.of(snr_db).tolist() == pytest.approx([0, 0, 0.5, 1, 1])
+    assert alpha.of(snr_db).tolist() == pytest.approx([0.25, 0.3, 0.65, 1, 1])
