@@ -146,6 +146,22 @@ def test_a_latency_gate_where_nothing_comes_back_is_refused(project):
     assert done.exit_code == 2 and "`latency_ms` is measured on a device" in done.stderr
 
 
+def test_an_orin_goes_the_same_way_with_its_own_form_and_passport(tmp_path, monkeypatch):
+    project = make_project(tmp_path / "orin", target="jetson_orin")
+    monkeypatch.chdir(project.root)
+    assert edgekit.build("car.yaml").report["verdict"] == "pending-device"
+    bundle = project.root / "build/car"
+    arguments = dict(line.split("\t", 1) for line in (bundle / "engines.txt").read_text().splitlines())
+    assert all("--fp16" in words and "--cache" not in words for words in arguments.values()), "Q/DQ stands in the graph, no cache"
+    device = StubDevice.make(project.root / "device", bundle, list(arguments))
+    assert device.finish().returncode == 5, "a Xavier"
+    device.become(tensorrt="10.3.0", cuda=12060, chip="tegra234", l4t="4.3", board="NVIDIA Jetson AGX Orin Developer Kit")
+    ran = device.finish()
+    assert ran.returncode == 0, ran.stderr
+    assert project.run("adopt", str(RESULT)).exit_code == 0
+    assert json.loads(Path("build/car-measured/report.json").read_text())["measured_on"] == "NVIDIA Jetson AGX Orin Developer Kit, sm_87, TensorRT 10.3.0"
+
+
 # what it refuses
 
 
