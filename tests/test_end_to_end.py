@@ -330,9 +330,11 @@ def test_make_demo_and_make_test_expand_to_what_they_promise():
 
 
 def can_be_built(recipes: list[str]) -> list[str]:
-    """Those for whose target every tool is installed here."""
+    """Those of MHLT alone, of which a tiny one is at hand, for whose target every tool is installed here."""
     found = []
     for recipe in sorted(recipes):
+        if load_recipe(recipe).load.model != "mhlt":
+            continue
         target = load_target(load_recipe(recipe).target, ROOT)
         if None not in backends.get(target.backend).versions(target.spec()).values():
             found.append(recipe)

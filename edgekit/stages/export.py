@@ -90,14 +90,14 @@ def run(job: Job) -> None:
     note(f"compiling for {target['backend']}")
     backend.compile(backends.Kit(tuple(engines), target, prune), job.out)
 
-    rows, grades, names, gates, units = [], set(), {}, {}, {}
+    rows, grades, names, gates, off = [], set(), {}, {}, {}
     for engine in engines:
         gated = backend.gated(engine, models[engine.name], target) if hasattr(backend, "gated") else None
         if gated is not None:
             gates[engine.name] = gated
         unit = backend.unit(engine, models[engine.name], target) if hasattr(backend, "unit") else None
         if unit is not None:
-            units[engine.name] = unit
+            off[engine.name] = unit
         measured = backend.coverage(job.out / "engines" / engine.name, engine, target)
         grades.add("declared" if measured is None else "measured")
         placed = backend.placement(job.out / "engines" / engine.name, engine, target) if hasattr(backend, "placement") else None
@@ -118,8 +118,8 @@ def run(job: Job) -> None:
     if gates:
         gated_int8 = sum(row["macs"] * row["runs_per_window"] for row in rows if row["gate"] == "int8")
         summary["gate"] = {"compiler": next(iter(gates.values()))["compiler"], "form": next(iter(gates.values()))["form"], "int8_macs": gated_int8 / total if total else 0.0}
-    if units:
-        summary["unit"] = _unit(units, rows)
+    if off:
+        summary["unit"] = _unit(off, rows)
     write_json(job.out / "coverage.json", summary)
     write_json(job.out / "names.json", names)
     write_json(job.out / "target.json", target)
@@ -185,15 +185,15 @@ def _coverage(
     return rows
 
 
-def _unit(units: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _unit(off: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What the device's accelerator would take, over all engines: {name, macs: share, engines: {engine: {macs: share, layers, pieces, falls_back}}}."""
 
     def share(rows: list[dict[str, Any]]) -> float:
         macs = sum(row["macs"] * row["runs_per_window"] for row in rows)
         return sum(row["macs"] * row["runs_per_window"] for row in rows if row["off_unit"] is None) / macs if macs else 0.0
 
-    engines = {name: {"macs": share([row for row in rows if row["engine"] == name]), **{key: unit[key] for key in ("layers", "pieces", "falls_back")}} for name, unit in units.items()}
-    return {"name": next(iter(units.values()))["name"], "macs": share(rows), "engines": engines}
+    engines = {name: {"macs": share([row for row in rows if row["engine"] == name]), **{key: unit[key] for key in ("layers", "pieces", "falls_back")}} for name, unit in off.items()}
+    return {"name": next(iter(off.values()))["name"], "macs": share(rows), "engines": engines}
 
 
 def _names(model: ir.Model, ranges: dict[str, Any]) -> dict[str, Any]:
