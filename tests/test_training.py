@@ -437,7 +437,7 @@ def test_models_of_the_shipped_set_are_cc0():
 
 def test_a_resumed_run_tells_of_all_its_epochs(recipe, tmp_path, monkeypatch):
     whole = train_from_file(recipe(), [], tmp_path / "whole").read_bytes()
-    monkeypatch.setattr(training, "save_checkpoint", lambda *_: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(training, "save_checkpoint", lambda *_, **__: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train_from_file(recipe(), [], tmp_path / "cache")
     monkeypatch.undo()

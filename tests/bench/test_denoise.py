@@ -249,7 +249,7 @@ def test_a_live_stream_is_ours_on_hops_and_its_row_is_the_quietest_window(prepar
 
 def test_live_streams_are_measured_in_the_first_run_only(prepared, monkeypatch):
     work, _, effort = prepared
-    group = Group("live", "live", 1, (Candidate("edgekit", "int8", "native_live", "file"),))
+    group = Group("live", "live", 1, (Candidate("edgekit", "int8", "native_live", "file"),), runs=1)
     monkeypatch.setattr(denoise, "roofline", lambda threads: {})
     monkeypatch.setattr(denoise, "_child", lambda work, job: {"engines": [], "failed": []})
     assert [len(denoise._one_run([group], work, (1, 2), effort, number)) for number in (0, 1)] == [2, 0]
