@@ -63,10 +63,7 @@ constexpr int kGaussPasses = 3;
 constexpr int kGaussPlane[kGaussPasses] = {2, 0, 1};
 
 template <class V>
-EK_INLINE bool gauss_pays(const ConvSpec* spec) {
-  const int least = 8;
-  return spec->algorithm == EK_GAUSS && spec->columns >= least && spec->c_out > V::kLanes;
-}
+EK_INLINE bool gauss_pays(const ConvSpec* spec) { return spec->algorithm == EK_GAUSS && spec->columns >= 8 && spec->c_out > V::kLanes; }
 
 // Adds weights x one plane of the input over some taps, in registers.
 template <class V, int kColumns, int kPanels, Frames kFrames>

@@ -131,8 +131,8 @@ using BlockSums = typename Math::Sum[kPanels][kColumns];
 
 // Adds some taps, every step of theirs, to a block's sums.
 template <class Math, int kColumns, int kPanels, Frames kFrames>
-EK_INLINE const char* add_taps(const Conv* conv, const Tap* taps, int n_taps, int column, const char* w, size_t half, BlockSums<Math, kColumns, kPanels>& re,
-                               BlockSums<Math, kColumns, kPanels>& im) {
+EK_INLINE void add_taps(const Conv* conv, const Tap* taps, int n_taps, int column, const char* w, size_t half, BlockSums<Math, kColumns, kPanels>& re,
+                        BlockSums<Math, kColumns, kPanels>& im) {
   for (int t = 0; t < n_taps; t++) {
     const ptrdiff_t step = static_cast<ptrdiff_t>(conv->step[t]) * static_cast<ptrdiff_t>(sizeof(typename Math::Element));
     const ptrdiff_t plane = rounded(conv->c_in[t]) * static_cast<ptrdiff_t>(sizeof(typename Math::Element));
@@ -155,7 +155,6 @@ EK_INLINE const char* add_taps(const Conv* conv, const Tap* taps, int n_taps, in
       }
     }
   }
-  return w;
 }
 
 // each(sum, its place in kept) for the sums of a block.
@@ -242,6 +241,15 @@ EK_INLINE Block block_of(int panels, int columns) {
   }
 }
 
+// Where a row wants the sum of older and newer weights beside them, and how many weights the older ones are.
+template <class Math>
+EK_INLINE bool takes_sum(const ConvSpec* spec) { return spec->takes_turns && Math::kStoresSum; }
+EK_INLINE size_t weights_of_half(const ConvSpec* spec) {
+  size_t count = 0;
+  for (int t = 0; t < spec->n_taps / 2; t++) count += static_cast<size_t>(spec->c_out) * spec->sources[t].c_in;
+  return count;
+}
+
 // Everything of a packed phase but its weights. What int8 sums start at stands in front of them, one number for every output channel.
 template <class Math>
 size_t place_conv(const ConvSpec* spec, char* memory, Conv* conv, Cut cut, int vectors_per_step, char** weights) {
@@ -264,7 +272,7 @@ size_t place_conv(const ConvSpec* spec, char* memory, Conv* conv, Cut cut, int v
     placed.step[t] = spec->sources[t].step;
     steps += steps_of<Math>(spec->sources[t].c_in);
   }
-  if (spec->takes_turns && Math::kStoresSum) steps += steps / 2;
+  if (takes_sum<Math>(spec)) steps += steps / 2;
   const size_t starts = static_cast<size_t>(c_out) * sizeof(int32_t);
   char* packed = take<char>(carver, starts + steps * vectors_per_step * kVectorBytes<Math> * (c_out / kLanesHere));
   placed.weights = packed;
@@ -302,15 +310,6 @@ EK_INLINE void fill_vector(const ConvSpec* spec, int tap, int step, int panel, s
       const int o = panel * Math::V::kLanes + lane, c = step * kInputs<Math> + e;
       *weight++ = o < spec->c_out && c < c_in ? get(at + static_cast<size_t>(o) * c_in + c) : typename Math::Weight{0};
     }
-}
-
-// Where a row wants the sum of older and newer weights beside them, and how many weights the older ones are.
-template <class Math>
-EK_INLINE bool takes_sum(const ConvSpec* spec) { return spec->takes_turns && Math::kStoresSum; }
-EK_INLINE size_t weights_of_half(const ConvSpec* spec) {
-  size_t count = 0;
-  for (int t = 0; t < spec->n_taps / 2; t++) count += static_cast<size_t>(spec->c_out) * spec->sources[t].c_in;
-  return count;
 }
 
 template <class Math>
