@@ -2,7 +2,8 @@
 
 The engine computes the whole flow, spectrum and masks included, so the artifact's flow is one step from wave to wave. Scales come
 from the Q/DQ graph as every backend's do. What the engine fixes by itself: states h have scale 1/127, both halves of a complex
-tensor share a scale, and so do all taps of a transposed convolution, which the graph has as two layers.
+tensor share a scale, and so do all taps of a transposed convolution, which the graph has as two layers; and a convolution's weights are
+so coarse that those of two frames add up within int8, for the engine shares products between frames.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ EXECUTES = True
 FILE = "model.ekd"
 VERSION = "1"
 MODELS = ("dccrn", "dccrnpp")
+LARGEST_SUM = 126  # of two weights before they are rounded, in steps: rounding may add 1
 
 
 def versions(target: Mapping[str, Any]) -> dict[str, str | None]:
@@ -208,9 +210,11 @@ def _integers(speech: SpeechModel, engine: EngineKit, target: Mapping[str, Any])
 def _conv(layer: ConvLayer, sources: list[tuple[float, slice]], out_scale: float, largest: int, transposed: bool) -> ConvLayer:
     """Integers for one scale of the sums: where the inputs differ in scale, the weights of the finer one are smaller.
 
+    The engine adds the weights of a layer's two frames where it shares products between frames, so these sums fit int8 too.
+
     Args:
         sources: (scale, input channels) of each input.
-        largest: the integer that the largest weight of a row becomes.
+        largest: the integer that the largest weight of a row becomes, if no sum of two is larger.
     """
     from dataclasses import replace
 
@@ -222,7 +226,9 @@ def _conv(layer: ConvLayer, sources: list[tuple[float, slice]], out_scale: float
         weight[:, channels] *= scale / common if transposed else 1.0
     c_out = 2 if transposed else 1
     axes = tuple(axis for axis in range(5) if axis != c_out)
-    step = np.maximum(np.abs(weight).max(axis=axes), 1e-30) / largest
+    most = np.maximum(np.abs(weight).max(axis=axes), 1e-30)
+    both = np.abs(weight.sum(-1)).max(axis=axes[:-1])
+    step = np.maximum(most / largest, both / LARGEST_SUM)
     q = np.rint(weight / step.reshape([-1 if axis == c_out else 1 for axis in range(5)]))
     return replace(layer, weight=q.astype(np.int8), gain=np.float32(layer.gain * (step * common)), out_scale=out_scale)
 

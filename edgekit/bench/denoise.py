@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 CALIBRATION_CLIPS = 15
 TEST_FRAMES = 320
 TIMES = ("median_us", "p10_us", "p99_us")
-FP32, BF16 = ("four_mult", "fast"), ("bf16_four_mult", "bf16")  # of ours, beside each framework; few, since every engine of a process slows the others
+FP32, BF16, INT8 = ("four_mult", "fast"), ("bf16_four_mult", "bf16"), ("int8_four_mult", "int8")  # of ours, beside each framework; few, since every engine of a process slows the others
 BETTER = ("folded", "subpixel", "three_mult")  # than what is exported first
 TITLES = {"naive": "as exported", "folded": "folded", "subpixel": "sub-pixel", "three_mult": "three products"}
 
@@ -217,7 +217,7 @@ def prepare(module: DCCRN, cfg: Config, int8: Path | None, calibration: Sequence
 
 
 def _ours(module: DCCRN, cfg: Config, int8: Path | None, work: Path) -> dict[str, Candidate]:
-    """{four_mult, gauss, fast, bf16_four_mult, bf16, int8: ours}."""
+    """{four_mult, gauss, fast, bf16_four_mult, bf16, int8_four_mult, int8: ours}."""
     from edgekit import native_format
 
     state = {key: value.numpy() for key, value in module.state_dict().items()}
@@ -231,6 +231,7 @@ def _ours(module: DCCRN, cfg: Config, int8: Path | None, work: Path) -> dict[str
         "fast": Candidate("edgekit", "fp32", "native", str(floats), options={"precision": "fp32", "algorithm": "fast"}),
         "bf16_four_mult": Candidate("edgekit, four products", "bf16", "native", str(floats), options={"precision": "bf16", "algorithm": "four_mult"}),
         "bf16": Candidate("edgekit", "bf16", "native", str(floats), options={"precision": "bf16", "algorithm": "fast"}),
+        "int8_four_mult": Candidate("edgekit, four products", "int8", "native", str(int8.resolve()), options={"precision": "int8", "algorithm": "four_mult"}),
         "int8": Candidate("edgekit", "int8", "native", str(int8.resolve()), options={"precision": "int8"}),
     }
 
@@ -264,7 +265,7 @@ def _step_groups(net: graphs.Network, ours: Mapping[str, Candidate], calibration
         Group("fp32, as exported", "step", 1, (*fp32, *(ours[name] for name in ("gauss",) if name in ours), *exported)),
         Group("fp32, torch", "step", 1, (*fp32, *eager)),
         *([Group("fp32, torch.compile", "step", 1, (*fp32, *compiled), runs=effort.further_runs)] if compiled else []),
-        Group("int8", "step", 1, (*(ours[name] for name in ("int8",) if name in ours), *int8)),
+        Group("int8", "step", 1, (*(ours[name] for name in INT8 if name in ours), *int8)),
         Group("overhead", "overhead", 1, tuple(overhead)),
     ]
     return groups
@@ -283,7 +284,7 @@ def _frame_groups(net: graphs.Network, ours: Mapping[str, Candidate], calibratio
         files = {form: engines.export(graph, work / f"{mode}-{frames}-{form}.onnx") for form, graph in made.items()}
         fp32, bf16 = [own[name] for name in FP32 if name in own], [own[name] for name in BF16 if name in own]
         feeds = engines.recorded(made["subpixel"], calibration, max(4, effort.calibration // frames))
-        int8 = [own["int8"]] if "int8" in own else []
+        int8 = [own[name] for name in INT8 if name in own]
         int8.append(_onnxruntime("sub-pixel", "int8", engines.quantize_onnxruntime(files["subpixel"], feeds, work / f"{mode}-{frames}-int8.onnx")))
         groups.append(Group(f"{title}, fp32, ONNX Runtime", mode, frames, (*fp32, *(_onnxruntime(TITLES[form], "fp32", files[form]) for form in BETTER)), 1, some))
         if "openvino" not in lacking:

@@ -26,7 +26,11 @@
 //     EK_REST,  odd t:                           y[t+1] = kept + Q (x[t+1] - x[t])
 //
 // So frames have a twin that holds their change, written beside them (Out::change); sums pass from one step to the next (Out::kept); and
-// neighbouring layers take the dear step in turn. Floats only: a change of int8 has nine bits. A row that can do this has `change_row`.
+// neighbouring layers take the dear step in turn. A row that can do this has `change_row`.
+//
+// int8 sums are exact, so in turns they are those of EK_PLAIN to the bit, as long as every factor has its eight bits. P + Q has where the
+// weights were quantized for it (the spec's promise). A change need not: whoever writes one beyond +-127 says so (Out::beyond), and the engine
+// takes the layers that would have read it EK_PLAIN. That is rare: changes are seldom as large as the range, 6 ms after.
 //
 // Rules for the files that implement this: loops and intrinsics only, no std:: templates (the linker may keep one instruction
 // set's copy for everyone), nothing allocated, no globals. The reference (`*_ref.cpp`) is the definition and stays slow and plain.
@@ -72,7 +76,8 @@ struct ConvSpec {
   float slope;                   // PReLU; 1: none
   float inv_scale;               // int8: 1 / scale of the output
   Algorithm algorithm;
-  bool takes_turns = false;      // will be run as EK_WHOLE and EK_REST, the first half of its taps being the older frames
+  bool takes_turns = false;      // will be run as EK_WHOLE and EK_REST, the first half of its taps being the older frames; then q of
+                                 // either frame and their sum are within +-127
 };
 
 // The same, packed by a row for itself into memory that the engine gave it. Plain data; pointers go into that memory.
@@ -101,13 +106,15 @@ struct Out {
   int floats_step;
   int channels;       // plane stride of both
   Turn turn = EK_PLAIN;
-  float* kept = nullptr;         // [kept_floats()] of this phase, in the row's own order
+  void* kept = nullptr;          // [kept_sums()] sums of this phase, f32 or s32, in the row's own order
   void* change = nullptr;        // as `frame`, of the twin that holds what changed since the last step; null: none
   const void* before = nullptr;  // the same place of the last step's frame
+  unsigned char* beyond = nullptr;  // becomes 1 where a change is too large to be written; else it stays. Written with relaxed atomics
 };
 
-// Room for the sums that a phase keeps: three of a complex number, for Gauss.
-inline size_t kept_floats(int c_out, int columns) { return size_t{3} * static_cast<size_t>(rounded(c_out, 2 * kLanes)) * static_cast<size_t>(rounded(columns)); }
+constexpr int kSumBytes = 4;
+// How many sums a phase keeps: three of a complex number, for Gauss.
+inline size_t kept_sums(int c_out, int columns) { return size_t{3} * static_cast<size_t>(rounded(c_out, 2 * kLanes)) * static_cast<size_t>(rounded(columns)); }
 
 // First layer: f32 always. Input rows are [re, im] of one complex channel, two frequencies of padding on either side.
 // Last layer: f32 always, one complex output channel. See Row::first and Row::last.
@@ -191,8 +198,9 @@ struct Row {
   // One complex frequency row: re and im [channels] f32 -> all planes of a frame row.
   void (*store_row)(const float* re, const float* im, float inv_scale, void* row, int channels, int planes);
 
-  // One complex frequency row: change = now - before in all planes. Null: this row keeps no sums and writes no changes.
-  void (*change_row)(const void* now, const void* before, void* change, int channels, int planes);
+  // One complex frequency row: change = now - before in all planes; false where one is beyond what the row's format holds, and then it is
+  // clamped. Null: this row keeps no sums and writes no changes.
+  bool (*change_row)(const void* now, const void* before, void* change, int channels, int planes);
 
   // First layer: taps point at [re, im] pairs (f32), step in floats between columns. Writes like conv. w as ConvSpec with c_in 1.
   void (*first)(const ConvSpec*, const Tap* taps, const Out*, int first_column, int last_column);

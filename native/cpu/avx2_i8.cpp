@@ -15,7 +15,13 @@ struct I8 {
     __m256i re, im;
   };
 
-  static constexpr bool kKeeps = false, kStoresSum = false;
+  // 16 bits hold every sum of two weights and every change.
+  static constexpr bool kStoresSum = false;
+  static EK_INLINE Weights load_sum(const char* w, size_t half) { return _mm256_add_epi16(load(w), load(w + half)); }
+  static EK_INLINE Sum kept(const float* at, const int32_t*) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(at)); }
+  static EK_INLINE void keep(float* at, Sum sum) { _mm256_store_si256(reinterpret_cast<__m256i*>(at), sum); }
+  static EK_INLINE Sum negative(Sum sum) { return _mm256_sub_epi32(zero(), sum); }
+  static EK_INLINE Sum minus(const int32_t*, Sum sum) { return negative(sum); }
   static int planes(int) { return 2; }
   static EK_INLINE Sum zero() { return _mm256_setzero_si256(); }
   static EK_INLINE Sum start_at(const int32_t*) { return zero(); }
@@ -39,6 +45,7 @@ struct I8 {
   }
 
   static Weight weight(const float*, const int8_t* q, size_t i) { return q[i]; }
+  static Weight sum_weight(const float*, const int8_t* q, size_t i, size_t k) { return static_cast<int8_t>(q[i] + q[k]); }
   static int32_t start_of(const int8_t*, int) { return 0; }
 
   static EK_INLINE void store(Element* to, __m256 y, float inv_scale) {
@@ -48,6 +55,12 @@ struct I8 {
   static EK_INLINE void store_complex(Element* row, ptrdiff_t plane, __m256 re, __m256 im, float inv_scale, int) {
     store(row, re, inv_scale);
     store(row + plane, im, inv_scale);
+  }
+  static EK_INLINE bool write_change(const Element* now, const Element* before, Element* change, ptrdiff_t plane, int) {
+    const auto read = [](const Element* x) EK_INLINE_LAMBDA { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(x)); };
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(change), _mm_sub_epi16(read(now), read(before)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(change + plane), _mm_sub_epi16(read(now + plane), read(before + plane)));
+    return true;
   }
 };
 

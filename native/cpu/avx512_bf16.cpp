@@ -14,10 +14,17 @@ struct Bf16 {
     __m512i re, im, minus_im;
   };
 
-  static constexpr bool kKeeps = true, kStoresSum = true;
+  static constexpr bool kStoresSum = true;
   static EK_INLINE Weights load_sum(const char* w, size_t half) { return load(w + 2 * half); }
   static EK_INLINE __m512 widen(const Element* x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))), 16));
+  }
+  static EK_INLINE Sum kept(const float* at, const int32_t*) { return V::load(at); }
+  static EK_INLINE void keep(float* at, Sum sum) { V::store(at, sum); }
+  static EK_INLINE Sum negative(Sum sum) { return V::zero() - sum; }
+  static EK_INLINE Sum minus(const int32_t*, Sum sum) { return negative(sum); }
+  static EK_INLINE bool write_change(const Element* now, const Element* before, Element* change, ptrdiff_t plane, int planes) {
+    return write_change_of_floats<Bf16>(now, before, change, plane, planes);
   }
   static int planes(int) { return 3; }
   static EK_INLINE Sum zero() { return V::zero(); }
@@ -43,6 +50,10 @@ struct Bf16 {
 
   static Weight weight(const float* w, const int8_t*, size_t i) {
     return static_cast<uint16_t>(_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(w[i])), 0));
+  }
+  static Weight sum_weight(const float* w, const int8_t*, size_t i, size_t k) {
+    const float sum = w[i] + w[k];
+    return weight(&sum, nullptr, 0);
   }
   static int32_t start_of(const int8_t*, int) { return 0; }
 

@@ -23,10 +23,16 @@ struct F32 {
     typename V::Floats re, im;
   };
 
-  static constexpr bool kKeeps = true;
   static constexpr bool kStoresSum = false;  // adding costs nothing beside so many products, and more weights would not stay in the cache
   static EK_INLINE Sum widen(const float* x) { return V::load(x); }
   static EK_INLINE Weights load_sum(const char* w, size_t half) { return load(w) + load(w + half); }
+  static EK_INLINE Sum kept(const float* at, const int32_t*) { return V::load(at); }
+  static EK_INLINE void keep(float* at, Sum sum) { V::store(at, sum); }
+  static EK_INLINE Sum negative(Sum sum) { return V::zero() - sum; }
+  static EK_INLINE Sum minus(const int32_t*, Sum sum) { return negative(sum); }
+  static EK_INLINE bool write_change(const float* now, const float* before, float* change, ptrdiff_t plane, int planes) {
+    return write_change_of_floats<F32>(now, before, change, plane, planes);
+  }
   static EK_INLINE int planes(int algorithm) { return algorithm == EK_GAUSS ? 3 : 2; }
   static EK_INLINE Sum zero() { return V::zero(); }
   static EK_INLINE Sum start_at(const int32_t*) { return zero(); }
@@ -46,6 +52,7 @@ struct F32 {
   }
 
   static Weight weight(const float* w, const int8_t*, size_t i) { return w[i]; }
+  static Weight sum_weight(const float* w, const int8_t*, size_t i, size_t k) { return w[i] + w[k]; }
   static int32_t start_of(const int8_t*, int) { return 0; }
 
   static EK_INLINE void store(float* to, Sum y, float) { V::store(to, y); }
@@ -174,13 +181,13 @@ template <class V>
 void f32_conv(const Conv* packed, const Tap* taps, const Out* out, int first_item, int last_item) {
   if (!(packed->block & kGaussFlag)) return conv<F32<V>>(packed, taps, out, first_item, last_item);
   const int column_blocks = blocks_of(packed->columns, kGaussColumns), panels = packed->c_out / V::kLanes;
-  const char* weights = static_cast<const char*>(packed->weights) + static_cast<size_t>(packed->c_out) * sizeof(int32_t);
+  const char* weights = weights_of(packed);
   const size_t bytes = panel_bytes<F32<V>>(packed, kGaussPasses);
   for (int item = first_item; item < last_item; item++) {
     const int panel = item / column_blocks * kGaussPanels, column = item % column_blocks * kGaussColumns;
     const int columns = smaller(kGaussColumns, packed->columns - column);
     const auto* w = reinterpret_cast<const float*>(weights + panel * bytes);
-    float* kept = out->kept ? out->kept + static_cast<ptrdiff_t>(item) * kGaussPasses * kGaussColumns * kGaussPanels * V::kLanes : nullptr;
+    float* kept = out->kept ? static_cast<float*>(out->kept) + static_cast<ptrdiff_t>(item) * kGaussPasses * kGaussColumns * kGaussPanels * V::kLanes : nullptr;
     if (panels - panel >= kGaussPanels)
       gauss_item<V, kGaussPanels>(packed, taps, out, column, columns, panel, w, kept);
     else

@@ -53,6 +53,18 @@ struct I8 {
   }
 };
 
+// The sum of two weights.
+template <class N>
+typename N::Element sum_of_weights(const float* w, const int8_t* q, size_t i, size_t k) {
+  if constexpr (N::kFormat == EK_I8) {
+    (void)w;
+    return static_cast<int8_t>(q[i] + q[k]);
+  } else {
+    (void)q;
+    return N::make(w[i] + w[k], 1.0f);
+  }
+}
+
 template <class N>
 typename N::Element weight(const float* w, const int8_t* q, size_t i) {
   if constexpr (N::kFormat == EK_I8) {
@@ -66,12 +78,14 @@ typename N::Element weight(const float* w, const int8_t* q, size_t i) {
 
 float prelu(float y, float slope) { return y > 0.0f ? y : slope * y; }
 
+// False where the change does not fit.
 template <class N>
-void write_change(const typename N::Element* now, const typename N::Element* before, typename N::Element* change, int plane, bool gauss) {
-  const float re = static_cast<float>(N::value(now[0]) - N::value(before[0])), im = static_cast<float>(N::value(now[plane]) - N::value(before[plane]));
-  change[0] = N::make(re, 1.0f);
-  change[plane] = N::make(im, 1.0f);
-  if (gauss) change[2 * plane] = N::make(re + im, 1.0f);
+bool write_change(const typename N::Element* now, const typename N::Element* before, typename N::Element* change, int plane, bool gauss) {
+  const auto re = N::value(now[0]) - N::value(before[0]), im = N::value(now[plane]) - N::value(before[plane]);
+  change[0] = N::make(static_cast<float>(re), 1.0f);
+  change[plane] = N::make(static_cast<float>(im), 1.0f);
+  if (gauss) change[2 * plane] = N::make(static_cast<float>(re + im), 1.0f);
+  return N::kFormat != EK_I8 || (N::value(change[0]) == re && N::value(change[plane]) == im);
 }
 
 template <class N>
@@ -83,7 +97,9 @@ void write_complex(const Out* out, int column, int channel, float re, float im, 
     if (gauss) row[2 * out->channels + channel] = N::make(re + im, inv_scale);
     if (out->change) {
       const ptrdiff_t at = static_cast<ptrdiff_t>(column) * out->frame_step + channel;
-      write_change<N>(row + channel, static_cast<const typename N::Element*>(out->before) + at, static_cast<typename N::Element*>(out->change) + at, out->channels, gauss);
+      if (!write_change<N>(row + channel, static_cast<const typename N::Element*>(out->before) + at, static_cast<typename N::Element*>(out->change) + at, out->channels, gauss)) {
+        __atomic_store_n(out->beyond, static_cast<unsigned char>(1), __ATOMIC_RELAXED);
+      }
     }
   }
   if (out->floats) {
@@ -135,7 +151,7 @@ size_t place_conv(const ConvSpec* spec, char* memory, Conv* conv) {
   };
   for (int t = 0; t < spec->n_taps; t++) conv->c_in[t] = spec->sources[t].c_in, conv->step[t] = spec->sources[t].step;
   put(spec->n_taps, [&](int part, size_t i) { return weight<N>(spec->w[part], spec->q[part], i); });
-  if (spec->takes_turns) put(spec->n_taps / 2, [&](int part, size_t i) { return N::make(spec->w[part][i] + spec->w[part][all / 2 + i], 1.0f); });
+  if (spec->takes_turns) put(spec->n_taps / 2, [&](int part, size_t i) { return sum_of_weights<N>(spec->w[part], spec->q[part], i, all / 2 + i); });
   return carver.used;
 }
 
@@ -177,17 +193,17 @@ void conv(const Conv* conv, const Tap* taps, const Out* out, int first_item, int
   for (int n = first_item; n < last_item; n++)
     for (int o = 0; o < conv->c_out; o++) {
       typename N::Sum re = 0, im = 0;
-      float* kept = out->kept ? out->kept + 2 * (static_cast<ptrdiff_t>(n) * conv->c_out + o) : nullptr;
+      auto* kept = out->kept ? static_cast<typename N::Sum*>(out->kept) + 2 * (static_cast<ptrdiff_t>(n) * conv->c_out + o) : nullptr;
       if (out->turn == EK_PLAIN) {
         add_taps<N>(conv, taps, conv->n_taps, weights, n, o, &re, &im);
       } else if (out->turn == EK_WHOLE) {
         typename N::Sum older_re = 0, older_im = 0;
         add_taps<N>(conv, taps, half, weights + 2 * of_half, n, o, &re, &im);
         add_taps<N>(conv, taps + half, half, weights, n, o, &older_re, &older_im);
-        kept[0] = static_cast<float>(re), kept[1] = static_cast<float>(im);
+        kept[0] = re, kept[1] = im;
         re -= older_re, im -= older_im;
       } else {
-        re = static_cast<typename N::Sum>(kept[0]), im = static_cast<typename N::Sum>(kept[1]);
+        re = kept[0], im = kept[1];
         add_taps<N>(conv, taps, half, weights + of_half, n, o, &re, &im);
       }
       const float y_re = prelu(conv->gain[0][o] * static_cast<float>(re) + conv->bias[0][o], conv->slope);
@@ -336,10 +352,12 @@ void store_row(const float* re, const float* im, float inv_scale, void* row, int
 }
 
 template <class N>
-void change_row(const void* now, const void* before, void* change, int channels, int planes) {
+bool change_row(const void* now, const void* before, void* change, int channels, int planes) {
   using Element = typename N::Element;
+  bool fits = true;
   for (int c = 0; c < channels; c++)
-    write_change<N>(static_cast<const Element*>(now) + c, static_cast<const Element*>(before) + c, static_cast<Element*>(change) + c, channels, planes == 3);
+    fits &= write_change<N>(static_cast<const Element*>(now) + c, static_cast<const Element*>(before) + c, static_cast<Element*>(change) + c, channels, planes == 3);
+  return fits;
 }
 
 // Complex sum over the taps of one output; weights of every tap [c_out][c_in].
@@ -385,7 +403,7 @@ template <class N>
 constexpr Row row() {
   return Row{N::kName, N::kFormat, 2, 0, static_cast<int>(sizeof(typename N::Element)),
              conv_bytes<N>, pack_conv<N>, conv<N>, cell_bytes<N>, pack_cell<N>, cell<N>,
-             dense_bytes<N>, pack_dense<N>, dense<N>, store<N>, store_row<N>, N::kFormat == EK_I8 ? nullptr : change_row<N>, first<N>, last};
+             dense_bytes<N>, pack_dense<N>, dense<N>, store<N>, store_row<N>, change_row<N>, first<N>, last};
 }
 
 }  // namespace

@@ -22,7 +22,12 @@ struct Vnni {
     typename V::Ints re, im, minus_im;
   };
 
-  static constexpr bool kKeeps = false, kStoresSum = false;
+  static constexpr bool kStoresSum = true;
+  static EK_INLINE Weights load_sum(const char* w, size_t half) { return load(w + 2 * half); }
+  static EK_INLINE Sum kept(const float* at, const int32_t* start) { return V::add_ints(V::load_ints(at), V::load_ints(start)); }
+  static EK_INLINE void keep(float* at, Sum sum) { V::store_ints(at, sum); }
+  static EK_INLINE Sum minus(const int32_t* start, Sum sum) { return V::minus_ints(V::load_ints(start), sum); }
+  static EK_INLINE Sum negative(Sum sum) { return V::minus_ints(zero(), sum); }
   static int planes(int) { return 3; }
   static EK_INLINE Sum zero() { return V::zero_ints(); }
   static EK_INLINE Sum start_at(const int32_t* start) { return V::load_ints(start); }
@@ -46,6 +51,7 @@ struct Vnni {
   }
 
   static Weight weight(const float*, const int8_t* q, size_t i) { return q[i]; }
+  static Weight sum_weight(const float*, const int8_t* q, size_t i, size_t k) { return static_cast<int8_t>(q[i] + q[k]); }
   static int32_t start_of(const int8_t* q, int n) {
     int32_t sum = 0;
     for (int i = 0; i < n; i++) sum += q[i];
@@ -63,6 +69,22 @@ struct Vnni {
     V::store_bytes(row, bytes(re, inv_scale));
     V::store_bytes(row + plane, q_im);
     V::store_bytes(row + 2 * plane, _mm_sub_epi8(_mm_setzero_si128(), q_im));  // 128 - q is 256 - (q + 128)
+  }
+
+  // now - before, clamped to +-127. Offsets cancel; `wrapped` is what eight bits hold of the true difference.
+  static EK_INLINE __m128i difference(const Element* now, const Element* before, __m128i* misfits) {
+    const __m128i sign = _mm_set1_epi8(-128), a = V::read_bytes(now), b = V::read_bytes(before);
+    const __m128i clamped = _mm_max_epi8(_mm_subs_epi8(_mm_xor_si128(a, sign), _mm_xor_si128(b, sign)), _mm_set1_epi8(-127));
+    *misfits = _mm_or_si128(*misfits, _mm_xor_si128(clamped, _mm_sub_epi8(a, b)));
+    return _mm_xor_si128(clamped, sign);
+  }
+  static EK_INLINE bool write_change(const Element* now, const Element* before, Element* change, ptrdiff_t plane, int) {
+    __m128i misfits = _mm_setzero_si128();
+    const __m128i re = difference(now, before, &misfits), im = difference(now + plane, before + plane, &misfits);
+    V::store_bytes(change, re);
+    V::store_bytes(change + plane, im);
+    V::store_bytes(change + 2 * plane, _mm_sub_epi8(_mm_setzero_si128(), im));
+    return _mm_testz_si128(misfits, misfits);
   }
 };
 

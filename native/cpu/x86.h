@@ -13,7 +13,9 @@
 //     dot, multiply, add, zero, start_at, to_float, scaled      arithmetic on sums
 //     weight, start_of       packing: one weight; what an int8 sum starts at
 //     store, store_complex   floats to a frame
-//     kKeeps                 floats, that can take turns; then: widen, from a frame; load_sum, of the weights of both frames; kStoresSum
+//     write_change           what changed in one vector of complex channels, and whether that fits
+//     load_sum, sum_weight   weights of both frames, added when loaded, or (kStoresSum) when packed
+//     keep, kept, minus      sums that wait for the next step: to memory; from it, and what they start at beside it; start - sum
 //
 // Everything is in an unnamed namespace: the linker must not give one instruction set's code to a file for another.
 #ifndef EK_CPU_X86_H
@@ -88,11 +90,14 @@ EK_INLINE typename V::Floats affine(typename V::Floats sum, typename V::Floats g
   return V::prelu(gain * sum + bias, slope);
 }
 
-// What changed in one vector of complex channels, of numbers as they are stored.
+EK_INLINE void say_beyond(const Out* out) { __atomic_store_n(out->beyond, static_cast<unsigned char>(1), __ATOMIC_RELAXED); }
+
+// What changed in one vector of complex channels, of floats as they are stored.
 template <class Math>
-EK_INLINE void write_change(const typename Math::Element* now, const typename Math::Element* before, typename Math::Element* change, ptrdiff_t plane,
-                            int planes) {
+EK_INLINE bool write_change_of_floats(const typename Math::Element* now, const typename Math::Element* before, typename Math::Element* change,
+                                      ptrdiff_t plane, int planes) {
   Math::store_complex(change, plane, Math::widen(now) - Math::widen(before), Math::widen(now + plane) - Math::widen(before + plane), 1.0f, planes);
+  return true;
 }
 
 // One vector of complex channels of one column to where `out` wants it.
@@ -102,12 +107,12 @@ EK_INLINE void write_complex(const Out* out, int column, int c, typename Math::V
   if (out->frame) {
     auto* row = static_cast<typename Math::Element*>(out->frame) + static_cast<ptrdiff_t>(column) * out->frame_step + c;
     Math::store_complex(row, out->channels, re, im, inv_scale, planes);
-    if constexpr (Math::kKeeps)
-      if (out->change) {
-        const ptrdiff_t at = static_cast<ptrdiff_t>(column) * out->frame_step + c;
-        write_change<Math>(row, static_cast<const typename Math::Element*>(out->before) + at, static_cast<typename Math::Element*>(out->change) + at,
-                           out->channels, planes);
-      }
+    if (out->change) {
+      const ptrdiff_t at = static_cast<ptrdiff_t>(column) * out->frame_step + c;
+      if (!Math::write_change(row, static_cast<const typename Math::Element*>(out->before) + at, static_cast<typename Math::Element*>(out->change) + at,
+                              out->channels, planes))
+        say_beyond(out);
+    }
   }
   if (out->floats) {
     float* row = out->floats + static_cast<ptrdiff_t>(column) * out->floats_step + c;
@@ -157,18 +162,24 @@ EK_INLINE void add_taps(const Conv* conv, const Tap* taps, int n_taps, int colum
   }
 }
 
-// each(sum, its place in kept) for the sums of a block.
+// each(sum, its place in kept, what it starts at) for the sums of a block.
 template <class V, int kColumns, int kPanels, class Sums, class Each>
-EK_INLINE void for_sums(Sums& re, Sums& im, float* kept, Each each) {
+EK_INLINE void for_sums(Sums& re, Sums& im, float* kept, const int32_t* starts, Each each) {
 #pragma GCC unroll 8
   for (int m = 0; m < kPanels; m++)
 #pragma GCC unroll 8
     for (int n = 0; n < kColumns; n++) {
       float* at = kept + 2 * (m * kColumns + n) * V::kLanes;
-      each(re[m][n], at);
-      each(im[m][n], at + V::kLanes);
+      each(re[m][n], at, starts + m * V::kLanes);
+      each(im[m][n], at + V::kLanes, starts + m * V::kLanes);
     }
 }
+
+// What int8 sums start at stands in front of a phase's weights: for all taps, and if it takes turns, for the older frames' and the newer ones'.
+enum Starts { kAll, kOlder, kNewer, kStarts };
+EK_INLINE const int32_t* starts_of(const Conv* conv, Starts which) { return static_cast<const int32_t*>(conv->weights) + which * conv->c_out; }
+EK_INLINE size_t starts_bytes(int c_out, bool takes_turns) { return (takes_turns ? kStarts : 1) * static_cast<size_t>(c_out) * sizeof(int32_t); }
+EK_INLINE const char* weights_of(const Conv* conv) { return static_cast<const char*>(conv->weights) + starts_bytes(conv->c_out, conv->takes_turns); }
 
 // One block: every tap, every step, then the epilogue. `half`: bytes of the weights of one frame; `kept`: the block's own part of Out::kept.
 template <class Math, int kColumns, int kPanels>
@@ -177,24 +188,25 @@ void block(const Conv* conv, const Tap* taps, const Out* out, int column, int pa
   BlockSums<Math, kColumns, kPanels> re, im;
 #pragma GCC unroll 8
   for (int m = 0; m < kPanels; m++) {
-    const typename Math::Sum start = Math::start_at(static_cast<const int32_t*>(conv->weights) + (panel + m) * V::kLanes);
+    const typename Math::Sum start = Math::start_at(starts_of(conv, kAll) + (panel + m) * V::kLanes);
 #pragma GCC unroll 8
     for (int n = 0; n < kColumns; n++) re[m][n] = im[m][n] = start;
   }
   const auto add = [&](int first, int last, const char* from) EK_INLINE_LAMBDA { add_taps<Math, kColumns, kPanels, kOneFrame>(conv, taps + first, last - first, column, from, half, re, im); };
   if (out->turn == EK_PLAIN) {
     add(0, conv->n_taps, w);
-  } else if constexpr (Math::kKeeps) {
-    using F = typename V::Floats;
+  } else {
+    using Sum = typename Math::Sum;
     const int n = conv->n_taps / 2;
+    const int32_t *older = starts_of(conv, kOlder) + panel * V::kLanes, *newer = starts_of(conv, kNewer) + panel * V::kLanes;
     if (out->turn == EK_REST) {
-      for_sums<V, kColumns, kPanels>(re, im, kept, [](F& sum, const float* at) { sum = V::load(at); });
+      for_sums<V, kColumns, kPanels>(re, im, kept, newer, [](Sum& sum, const float* at, const int32_t* start) { sum = Math::kept(at, start); });
       add(0, n, w + half);
     } else {
       add_taps<Math, kColumns, kPanels, kBothFrames>(conv, taps, n, column, w, half, re, im);
-      for_sums<V, kColumns, kPanels>(re, im, kept, [](F& sum, float* at) { V::store(at, sum), sum = V::zero() - sum; });
+      for_sums<V, kColumns, kPanels>(re, im, kept, older, [](Sum& sum, float* at, const int32_t* start) { Math::keep(at, sum), sum = Math::minus(start, sum); });
       add(n, 2 * n, w);
-      for_sums<V, kColumns, kPanels>(re, im, kept, [](F& sum, const float*) { sum = V::zero() - sum; });
+      for_sums<V, kColumns, kPanels>(re, im, kept, older, [](Sum& sum, const float*, const int32_t*) { sum = Math::negative(sum); });
     }
   }
   const auto slope = V::all(conv->slope);
@@ -207,11 +219,24 @@ void block(const Conv* conv, const Tap* taps, const Out* out, int column, int pa
     const auto gain_re = V::load(conv->gain[0] + c), bias_re = V::load(conv->bias[0] + c), gain_im = V::load(conv->gain[1] + c), bias_im = V::load(conv->bias[1] + c);
     const auto y_re = [&](int n) EK_INLINE_LAMBDA { return affine<V>(Math::to_float(re[m][n]), gain_re, bias_re, slope); };
     const auto y_im = [&](int n) EK_INLINE_LAMBDA { return affine<V>(Math::to_float(im[m][n]), gain_im, bias_im, slope); };
-    if (out->frame && !out->floats && !out->change) {
-      const ptrdiff_t step = out->frame_step, plane = out->channels;
-      auto* row = static_cast<typename Math::Element*>(out->frame) + column * step + c;
+    if (out->frame && !out->floats) {
+      using Element = typename Math::Element;
+      const ptrdiff_t step = out->frame_step, plane = out->channels, at = column * step + c;
+      auto* row = static_cast<Element*>(out->frame) + at;
+      if (!out->change) {
 #pragma GCC unroll 8
-      for (int n = 0; n < kColumns; n++) Math::store_complex(row + n * step, plane, y_re(n), y_im(n), inv_scale, planes);
+        for (int n = 0; n < kColumns; n++) Math::store_complex(row + n * step, plane, y_re(n), y_im(n), inv_scale, planes);
+      } else {
+        const auto* before = static_cast<const Element*>(out->before) + at;
+        auto* change = static_cast<Element*>(out->change) + at;
+        bool fits = true;
+#pragma GCC unroll 8
+        for (int n = 0; n < kColumns; n++) {
+          Math::store_complex(row + n * step, plane, y_re(n), y_im(n), inv_scale, planes);
+          fits &= Math::write_change(row + n * step, before + n * step, change + n * step, plane, planes);
+        }
+        if (!fits) say_beyond(out);
+      }
     } else {
 #pragma GCC unroll 8
       for (int n = 0; n < kColumns; n++) write_complex<Math>(out, column + n, c, y_re(n), y_im(n), inv_scale, planes);
@@ -273,7 +298,7 @@ size_t place_conv(const ConvSpec* spec, char* memory, Conv* conv, Cut cut, int v
     steps += steps_of<Math>(spec->sources[t].c_in);
   }
   if (takes_sum<Math>(spec)) steps += steps / 2;
-  const size_t starts = static_cast<size_t>(c_out) * sizeof(int32_t);
+  const size_t starts = starts_bytes(c_out, spec->takes_turns);
   char* packed = take<char>(carver, starts + steps * vectors_per_step * kVectorBytes<Math> * (c_out / kLanesHere));
   placed.weights = packed;
   *weights = packed ? packed + starts : nullptr;
@@ -323,12 +348,16 @@ void pack_conv(const ConvSpec* spec, void* memory, Conv* conv) {
   char* w;
   const Cut cut = Math::V::cut_of(spec->columns);
   place_conv<Math>(spec, static_cast<char*>(memory), conv, cut, 2, &w);
-  auto* start = reinterpret_cast<int32_t*>(w) - conv->c_out;
-  for (int o = 0; o < conv->c_out; o++) start[o] = 0;
+  auto* start = static_cast<int32_t*>(memory);
+  for (int o = 0; o < conv->c_out * (spec->takes_turns ? kStarts : 1); o++) start[o] = 0;
   for (int part = 0; part < 2 && spec->q[part]; part++) {
     const int8_t* q = spec->q[part];
     for (int t = 0; t < spec->n_taps; t++)
-      for (int o = 0; o < spec->c_out; o++, q += spec->sources[t].c_in) start[o] += Math::start_of(q, spec->sources[t].c_in);
+      for (int o = 0; o < spec->c_out; o++, q += spec->sources[t].c_in) {
+        const int32_t of_tap = Math::start_of(q, spec->sources[t].c_in);
+        start[o] += of_tap;
+        if (spec->takes_turns) start[(t < spec->n_taps / 2 ? kOlder : kNewer) * conv->c_out + o] += of_tap;
+      }
   }
   const int panels = conv->c_out / Math::V::kLanes;
   const size_t newer = takes_sum<Math>(spec) ? weights_of_half(spec) : 0;
@@ -340,10 +369,7 @@ void pack_conv(const ConvSpec* spec, void* memory, Conv* conv) {
     };
     visit(spec->n_taps, [&](int part, size_t i) { return Math::weight(spec->w[part], spec->q[part], i); });
     if (newer)
-      visit(spec->n_taps / 2, [&](int part, size_t i) {
-        const float sum = spec->w[part][i] + spec->w[part][newer + i];
-        return Math::weight(&sum, nullptr, 0);
-      });
+      visit(spec->n_taps / 2, [&](int part, size_t i) { return Math::sum_weight(spec->w[part], spec->q[part], i, newer + i); });
   }
 }
 
@@ -366,12 +392,12 @@ EK_INLINE size_t panel_bytes(const Conv* conv, int vectors_per_step) {
 template <class Math>
 void conv(const Conv* conv, const Tap* taps, const Out* out, int first_item, int last_item) {
   const int columns = conv->block & 0xff, panels = conv->block >> 8, column_blocks = blocks_of(conv->columns, columns);
-  const char* weights = static_cast<const char*>(conv->weights) + static_cast<size_t>(conv->c_out) * sizeof(int32_t);
+  const char* weights = weights_of(conv);
   const size_t bytes = panel_bytes<Math>(conv, 2), half = conv->takes_turns ? frame_bytes<Math>(conv, 2) : 0;
   for (int item = first_item; item < last_item; item++) {
     const int panel = item / column_blocks * panels, m = smaller(panels, conv->c_out / Math::V::kLanes - panel);
     const int at = item % column_blocks, column = conv->columns * at / column_blocks;  // blocks of nearly equal size
-    float* kept = out->kept ? out->kept + static_cast<ptrdiff_t>(item) * panels * columns * 2 * Math::V::kLanes : nullptr;
+    float* kept = out->kept ? static_cast<float*>(out->kept) + static_cast<ptrdiff_t>(item) * panels * columns * 2 * Math::V::kLanes : nullptr;
     block_of<Math>(m, conv->columns * (at + 1) / column_blocks - column)(conv, taps, out, column, panel, weights + panel * bytes, m * half, kept);
   }
 }
@@ -652,18 +678,12 @@ void store_row(const float* re, const float* im, float inv_scale, void* row, int
 }
 
 template <class Math>
-void change_row(const void* now, const void* before, void* change, int channels, int planes) {
+bool change_row(const void* now, const void* before, void* change, int channels, int planes) {
   using Element = typename Math::Element;
+  bool fits = true;
   for (int c = 0; c < channels; c += Math::V::kLanes)
-    write_change<Math>(static_cast<const Element*>(now) + c, static_cast<const Element*>(before) + c, static_cast<Element*>(change) + c, channels, planes);
-}
-
-template <class Math>
-constexpr auto change_row_of() -> void (*)(const void*, const void*, void*, int, int) {
-  if constexpr (Math::kKeeps)
-    return change_row<Math>;
-  else
-    return nullptr;
+    fits &= Math::write_change(static_cast<const Element*>(now) + c, static_cast<const Element*>(before) + c, static_cast<Element*>(change) + c, channels, planes);
+  return fits;
 }
 
 // Weights of one tap are c_out floats in a row, as the spec has them: nothing to pack.
@@ -760,7 +780,7 @@ template <class Math>
 constexpr Row row_of(const char* name, Format format, int planes, unsigned char zero) {
   return Row{name, format, planes, zero, static_cast<int>(sizeof(typename Math::Element)),
              conv_bytes<Math>, pack_conv<Math>, conv<Math>, cell_bytes<Math>, pack_cell<Math>, cell<Math>,
-             dense_bytes<Math>, pack_dense<Math>, dense<Math>, store<Math>, store_row<Math>, change_row_of<Math>(), first<Math>, last<typename Math::V>};
+             dense_bytes<Math>, pack_dense<Math>, dense<Math>, store<Math>, store_row<Math>, change_row<Math>, first<Math>, last<typename Math::V>};
 }
 
 }  // namespace

@@ -121,10 +121,14 @@ void Network::plan_states() {
       for (int parity = 0; parity < 2; parity++) cell.h_f32[parity][k] = take(4 * hidden);
     }
   });
-  for (int i = 1; i < shape_.depth && is_fast_; i++) {
-    encoder_[i].kept = take(4 * kept_floats(shape_.c_enc[i + 1], shape_.frequencies(i + 1)));
-    for (PhasePlan& phase : decoder_[i - 1]) phase.kept = take(4 * kept_floats(shape_.c_dec[i], shape_.frequencies(shape_.depth - i + 1)));
-  }
+  const auto take_sums = [&] {
+    for (int i = 1; i < shape_.depth && is_fast_; i++) {
+      encoder_[i].kept = take(kSumBytes * kept_sums(shape_.c_enc[i + 1], shape_.frequencies(i + 1)));
+      for (PhasePlan& phase : decoder_[i - 1]) phase.kept = take(kSumBytes * kept_sums(shape_.c_dec[i], shape_.frequencies(shape_.depth - i + 1)));
+    }
+  };
+  const bool is_int8 = row_->format == EK_I8;
+  if (!is_int8) take_sums();
   floats_bytes_ = at;
   take_rings(false);
   for_cells([&](CellState& cell, size_t hidden) {
@@ -132,6 +136,11 @@ void Network::plan_states() {
       for (int parity = 0; parity < 2; parity++) cell.h[parity][k] = take(hidden * static_cast<size_t>(row_->element_bytes));
     }
   });
+  row_bytes_ = at;
+  if (is_int8) take_sums();
+  for (int r = 0; r < kMaxFrames && is_fast_; r++) {
+    if (rings_[change_ring(r)].frame_bytes) rings_[r].beyond = take(static_cast<size_t>(rings_[r].frames));
+  }
   state_bytes_ = at;
 }
 
@@ -175,6 +184,11 @@ void Network::plan_turns(PhasePlan* plan) const {
     const TapPlan& newer = plan->plain.taps[half + t];
     plan->whole.taps[t] = newer;
     plan->whole.taps[half + t] = plan->rest.taps[t] = TapPlan{change_ring(newer.ring), newer.age, newer.offset};
+  }
+  // Both sources of a decoder, the same one twice of an encoder.
+  for (int source = 0; source < 2; source++) {
+    const TapPlan& newer = plan->plain.taps[half + source * (half - 1)];
+    plan->newest[source] = Newest{newer.ring, newer.age};
   }
 }
 
@@ -429,7 +443,8 @@ void Network::prepare(Step* step, char* state, int threads, Arena* arena) const 
 
 void Network::reset(char* state) const {
   memset(state, 0, floats_bytes_);
-  memset(state + floats_bytes_, row_->zero, state_bytes_ - floats_bytes_);
+  memset(state + floats_bytes_, row_->zero, row_bytes_ - floats_bytes_);
+  memset(state + row_bytes_, 0, state_bytes_ - row_bytes_);
 }
 
 bool Network::is_sane(const char* state) const {
@@ -442,18 +457,19 @@ bool Network::is_sane(const char* state) const {
     return true;
   };
   if (!finite(0, floats_bytes_, 4, 0x7f800000u)) return false;
-  if (row_->format == EK_F32) return finite(floats_bytes_, state_bytes_, 4, 0x7f800000u);
-  if (row_->format == EK_BF16) return finite(floats_bytes_, state_bytes_, 2, 0x7f80u);
-  if (row_->element_bytes == 2) {  // a row that widens its int8
-    for (size_t i = floats_bytes_; i < state_bytes_; i += 2) {
+  if (row_->format == EK_F32) return finite(floats_bytes_, row_bytes_, 4, 0x7f800000u);
+  if (row_->format == EK_BF16) return finite(floats_bytes_, row_bytes_, 2, 0x7f80u);
+  if (row_->element_bytes == 2) {  // a row that widens its int8, and changes with it
+    const int most = is_fast_ ? 254 : 127;
+    for (size_t i = floats_bytes_; i < row_bytes_; i += 2) {
       int16_t q;
       memcpy(&q, state + i, sizeof q);
-      if (q < -127 || q > 127) return false;
+      if (q < -most || q > most) return false;
     }
     return true;
   }
   const unsigned char never = static_cast<unsigned char>(row_->zero ^ 0x80);  // -128 as this row stores it
-  return memchr(state + floats_bytes_, never, state_bytes_ - floats_bytes_) == nullptr;
+  return memchr(state + floats_bytes_, never, row_bytes_ - floats_bytes_) == nullptr;
 }
 
 void* Network::at(const Step& step, int ring, int age) const {
@@ -484,8 +500,21 @@ void Network::write_changes(const Step& step, int ring) const {
   const int channels = static_cast<int>(r.row_bytes / static_cast<size_t>(planes_ * row_->element_bytes)), rows = static_cast<int>(r.frame_bytes / r.row_bytes) - 2 * kPad;
   for (int f = 0; f < rows; f++) {
     const size_t row = static_cast<size_t>(f) * r.row_bytes;
-    row_->change_row(now + row, before + row, change + row, channels, planes_);
+    if (!row_->change_row(now + row, before + row, change + row, channels, planes_)) *beyond(step, ring, 0) = 1;
   }
+}
+
+unsigned char* Network::beyond(const Step& step, int ring, int age) const {
+  const int slot = step.slot[ring] - age;
+  return reinterpret_cast<unsigned char*>(step.state) + rings_[ring].beyond + (slot < 0 ? slot + rings_[ring].frames : slot);
+}
+
+// Whether all changes that a phase reads, or read so many steps ago, are whole.
+bool Network::fits(const Step& step, const PhasePlan& plan, int steps_ago) const {
+  for (const Newest& frame : plan.newest) {
+    if (*beyond(step, frame.ring, frame.age + steps_ago)) return false;
+  }
+  return true;
 }
 
 // Where the newest frame of a ring is written, `phases` rows apart from `phase` on.
@@ -498,6 +527,7 @@ Out Network::out_to(const Step& step, int ring, int phase, int phases) const {
   if (rings_[change_ring(ring)].frame_bytes) {
     out.change = static_cast<char*>(at(step, change_ring(ring), 0)) + row;
     out.before = static_cast<const char*>(at(step, ring, 1)) + row;
+    out.beyond = beyond(step, ring, 0);
   }
   return out;
 }
@@ -511,6 +541,9 @@ void Network::run(Step* step, Team* team, uint64_t clock, float* mask, int tail)
   step->tail = tail;
   step->parity = static_cast<int>(clock & 1);
   for (int r = 0; r < kMaxRings; r++) step->slot[r] = rings_[r].frame_bytes ? static_cast<int>(clock % static_cast<uint64_t>(rings_[r].frames)) : 0;
+  for (int r = 0; r < kMaxFrames; r++) {
+    if (rings_[change_ring(r)].frame_bytes) *beyond(*step, r, 0) = 0;
+  }
   const int deepest = encoder_ring(shape_.depth - 1);
   const char* row = static_cast<const char*>(at(*step, deepest, 0));
   const size_t plane = rings_[deepest].row_bytes / static_cast<size_t>(planes_);
@@ -573,14 +606,16 @@ void Network::encode(const Step& step, int layer, int thread, int threads) const
   row_->first(&plan.spec, taps, &out, part_of(plan.columns, thread, threads), part_of(plan.columns, thread + 1, threads));
 }
 
-// Neighbouring layers take the dear turn in different steps, so that all steps cost alike.
+// Neighbouring layers take the dear turn in different steps, so that all steps cost alike. Where a change does not fit, this step is plain; and
+// so is the next one where this one would have kept sums for it.
 void Network::run_conv(const Step& step, const PhasePlan& plan, int layer, Out* out, int thread, int threads) const {
   Tap taps[kMaxTaps];
   if (is_fast_) {
-    out->turn = (step.parity + layer) & 1 ? EK_REST : EK_WHOLE;
-    out->kept = reinterpret_cast<float*>(step.state + plan.kept);
+    const Turn turn = (step.parity + layer) & 1 ? EK_REST : EK_WHOLE;
+    out->turn = fits(step, plan, 0) && (turn == EK_WHOLE || fits(step, plan, 1)) ? turn : EK_PLAIN;
+    out->kept = step.state + plan.kept;
   }
-  point(step, !is_fast_ ? plan.plain : out->turn == EK_WHOLE ? plan.whole : plan.rest, taps);
+  point(step, out->turn == EK_PLAIN ? plan.plain : out->turn == EK_WHOLE ? plan.whole : plan.rest, taps);
   row_->conv(&plan.conv, taps, out, part_of(plan.conv.items, thread, threads), part_of(plan.conv.items, thread + 1, threads));
 }
 
@@ -634,7 +669,7 @@ void Network::project(const Step& step, const void* const x[2], int thread, int 
     row_->dense(&projection_[1][f], x[1], im, 0, projection_[1][f].items);
     const Out out = out_to(step, decoder_ring(0), f, 1);
     row_->store_row(re, im, projection_inv_scale_, out.frame, channels, planes_);
-    if (out.change) row_->change_row(out.frame, out.before, out.change, channels, planes_);
+    if (out.change && !row_->change_row(out.frame, out.before, out.change, channels, planes_)) __atomic_store_n(out.beyond, static_cast<unsigned char>(1), __ATOMIC_RELAXED);
   }
 }
 

@@ -19,13 +19,15 @@ namespace ek {
 constexpr int kMaxFrames = 2 * EK_MAX_DEPTH + 2;
 constexpr int kMaxRings = 2 * kMaxFrames;  // of frames, then of their changes
 
-// A ring of frames [frequency][plane][channel] within the state.
+// A ring of frames [frequency][plane][channel] within the state. For every frame of it, where its changes are written too, one byte:
+// whether one of them is too large.
 struct Ring {
   size_t offset = 0;       // of the oldest slot, from the state's begin
   size_t frame_bytes = 0;  // 0: there is no such ring
   size_t row_bytes = 0;
   int frames = 0;
   bool floats = false;     // else in the row's format
+  size_t beyond = 0;       // offset of these bytes
 };
 
 // Where one tap of a kernel reads: `offset` bytes from row 0 of the frame `age` steps back.
@@ -40,10 +42,16 @@ struct Reads {
   int n_taps;
 };
 
+// The newest frame of a ring that a phase reads.
+struct Newest {
+  int ring, age;
+};
+
 struct PhasePlan {
   Conv conv;         // every layer but the first and the last
   ConvSpec spec;     // of these two
   Reads plain, whole, rest;
+  Newest newest[2];  // in turns: whose changes it reads
   int columns;
   size_t kept;       // in the state; only where it takes turns
 };
@@ -83,7 +91,6 @@ class Network {
 
   size_t packed_bytes() const { return arena_.size(); }
   size_t state_bytes() const { return state_bytes_; }
-  size_t state_floats_bytes() const { return floats_bytes_; }  // the first part of the state; the rest is in the row's format
   size_t step_bytes(int threads) const;                        // what prepare() takes from its arena
 
   void prepare(Step* step, char* state, int threads, Arena* arena) const;
@@ -123,6 +130,8 @@ class Network {
   void decode(const Step& step, int layer, int thread, int threads) const;
   void clear(const Step& step, int ring) const;
   void write_changes(const Step& step, int ring) const;
+  unsigned char* beyond(const Step& step, int ring, int age) const;
+  bool fits(const Step& step, const PhasePlan& plan, int steps_ago) const;
   Out out_to(const Step& step, int ring, int phase, int phases) const;
   void run_conv(const Step& step, const PhasePlan& plan, int layer, Out* out, int thread, int threads) const;
   void point(const Step& step, const Reads& reads, Tap* taps) const;
@@ -135,7 +144,7 @@ class Network {
   int planes_ = 2;
 
   Ring rings_[kMaxRings];
-  size_t floats_bytes_ = 0, state_bytes_ = 0;
+  size_t floats_bytes_ = 0, row_bytes_ = 0, state_bytes_ = 0;  // where the parts of the state end: floats; the row's format; integers that may be any
   PhasePlan encoder_[EK_MAX_DEPTH], decoder_[EK_MAX_DEPTH][2];
   RecurrentPlan recurrent_[EK_MAX_RECURRENT];
   Dense* projection_[2] = {nullptr, nullptr};  // one for every frequency

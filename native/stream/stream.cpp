@@ -45,7 +45,7 @@ struct StateHeader {
   uint32_t state_crc32, zero;
 };
 constexpr char kStateMagic[8] = {'E', 'K', 'S', 'T', 'A', 'T', 'E', '\0'};
-constexpr uint32_t kStateVersion = 1;
+constexpr uint32_t kStateVersion = 2;
 static_assert(sizeof(StateHeader) == 64, "no padding: it is compared and written as bytes");
 
 }  // namespace
@@ -102,7 +102,25 @@ struct Choice {
 // Where it was measured to be, on a whole frame at full width.
 bool is_gauss_faster(const Row& row) { return strcmp(row.name, "avx512_f32") == 0 || strcmp(row.name, "avx2_f32") == 0; }
 
-bool has_fast(const Row& row) { return row.change_row != nullptr; }
+// Whether what a layer's older and newer frames are weighted with can be added in int8: of the two, neighbours in the file.
+bool sums_fit(const Tensor& weight) {
+  bool fit = true;
+  for (size_t i = 0; i < weight.count; i += 2) {
+    const int sum = weight.int8_at(i) + weight.int8_at(i + 1);
+    fit &= sum >= -127 && sum <= 127;
+  }
+  return fit;
+}
+
+// Null, or why `row` cannot share products between frames of this file.
+const char* lacks_fast(const Row& row, const WeightFile& file) {
+  static_assert(kKernelT == 2, "older and newer");
+  if (!row.change_row) return "these kernels have no such form";
+  for (int i = 0; i + 1 < file.shape.depth && row.format == EK_I8; i++) {
+    if (!sums_fit(file.encoder[i + 1].weight) || !sums_fit(file.decoder[i].weight)) return "the weights of two frames do not add up within int8: build the file again";
+  }
+  return nullptr;
+}
 
 ek_status choose(const WeightFile& file, const ek_options& options, Choice* choice) {
   const bool is_int8 = file.format == STORED_I8;
@@ -120,13 +138,13 @@ ek_status choose(const WeightFile& file, const ek_options& options, Choice* choi
   if (choice->algorithm == EK_ALGORITHM_GAUSS && choice->precision != EK_PRECISION_FP32) {
     return fail(EK_UNSUPPORTED, "Gauss's three products are for fp32 alone: sums of two int8 or bf16 numbers do not fit their format");
   }
-  if (choice->algorithm == EK_ALGORITHM_FAST && !has_fast(*choice->row)) {
-    return fail(EK_UNSUPPORTED, "the kernels %s cannot share products between frames; four_mult is what they have%s", choice->row->name,
-                is_int8 ? ", for what changes between two int8 numbers does not fit int8" : "");
+  const char* lacks = lacks_fast(*choice->row, file);
+  if (choice->algorithm == EK_ALGORITHM_FAST && lacks) {
+    return fail(EK_UNSUPPORTED, "the kernels %s cannot share products between frames (%s); four_mult always works", choice->row->name, lacks);
   }
   if (choice->algorithm == EK_ALGORITHM_AUTO) {
     const bool is_scalar = strncmp(choice->row->name, "scalar", 6) == 0;  // the definition stays the plain form
-    choice->algorithm = has_fast(*choice->row) && !is_scalar ? EK_ALGORITHM_FAST
+    choice->algorithm = !lacks && !is_scalar ? EK_ALGORITHM_FAST
                         : choice->precision == EK_PRECISION_FP32 && is_gauss_faster(*choice->row) ? EK_ALGORITHM_GAUSS : EK_ALGORITHM_FOUR_MULT;
   }
   return EK_OK;

@@ -225,6 +225,31 @@ void streams_are_independent(const Bytes& bytes, const ek_options& options) {
   check(right == 2, "streams of one model disturb each other");
 }
 
+// Sums of int8 are exact: shared between frames or not, the numbers are the same, whether what changes between frames fits int8 or not.
+void turns_change_no_integer(const Engine& engine, const Bytes& bytes, const ek_options& options) {
+  ek_options plain = options;
+  plain.algorithm = EK_ALGORITHM_FOUR_MULT;
+  const Engine other(bytes, plain);
+  std::vector<float> in = noise(60 * engine.info.hop_length), a(in.size()), b(in.size());
+  for (size_t i = 0; i < in.size(); i++) in[i] *= std::exp2(static_cast<float>(i / (3 * engine.info.hop_length) % 7) - 4.0f);
+  check(ek_denoise(engine.stream, in.data(), a.data(), in.size()) == EK_OK && ek_denoise(other.stream, in.data(), b.data(), in.size()) == EK_OK, "denoise failed");
+  check(same(a, b), "int8 in turns is not int8");
+}
+
+void sums_that_do_not_fit_are_refused() {
+  g_where = "int8 weights whose sums do not fit";
+  TinyModel model;
+  model.format = ek::STORED_I8;
+  model.sums_fit = false;
+  const Bytes bytes = make_model(model);
+  ek_options options = EK_OPTIONS_INIT;
+  check(Engine(bytes, options).info.algorithm == EK_ALGORITHM_FOUR_MULT, "they are taken in turns");
+  options.algorithm = EK_ALGORITHM_FAST;
+  options.isa = "scalar";
+  ek_model* opened = nullptr;
+  check(ek_model_open_memory(bytes.data(), bytes.size(), &options, &opened) == EK_UNSUPPORTED && strstr(ek_last_message(), "do not add up"), "they are not refused");
+}
+
 void bad_options_have_sentences(const Bytes& bytes) {
   g_where = "options";
   ek_model* model = nullptr;
@@ -321,12 +346,14 @@ int main(int argc, char** argv) {
               {ek::STORED_F32, EK_PRECISION_FP32, EK_ALGORITHM_FAST},
               {ek::STORED_F32, EK_PRECISION_BF16, EK_ALGORITHM_FOUR_MULT},
               {ek::STORED_F32, EK_PRECISION_BF16, EK_ALGORITHM_FAST},
-              {ek::STORED_I8, EK_PRECISION_INT8, EK_ALGORITHM_AUTO}};
+              {ek::STORED_I8, EK_PRECISION_INT8, EK_ALGORITHM_FOUR_MULT},
+              {ek::STORED_I8, EK_PRECISION_INT8, EK_ALGORITHM_FAST}};
   int runs = 0;
   for (const char* isa : {"scalar", "avx2", "avx512", "neon", "neon_dotprod"}) {
     if (!ek::row_for(isa, ek::EK_F32)) continue;
     for (const auto& way : ways) {
-      if (way.algorithm == EK_ALGORITHM_FAST && !ek::row_for(isa, way.precision == EK_PRECISION_BF16 ? ek::EK_BF16 : ek::EK_F32)->change_row) continue;
+      const ek::Format format = way.stored == ek::STORED_I8 ? ek::EK_I8 : way.precision == EK_PRECISION_BF16 ? ek::EK_BF16 : ek::EK_F32;
+      if (way.algorithm == EK_ALGORITHM_FAST && !ek::row_for(isa, format)->change_row) continue;
       for (TinyModel& shape : shapes) {
         if (is_quick && &shape != shapes) continue;
         shape.format = way.stored;
@@ -343,12 +370,14 @@ int main(int argc, char** argv) {
         float_mode_is_the_callers(engine);
         nothing_is_allocated(engine);
         streams_are_independent(bytes, options);
+        if (way.precision == EK_PRECISION_INT8 && way.algorithm == EK_ALGORITHM_FAST) turns_change_no_integer(engine, bytes, options);
         runs++;
       }
     }
   }
   TinyModel other;
   other.seed = 2;
+  sums_that_do_not_fit_are_refused();
   bad_options_have_sentences(make_model(TinyModel{}));
   another_models_state_is_refused(make_model(TinyModel{}), make_model(other));
   printf("%d combinations of kernels, format and shape: all is well%s\n", runs, kCounts ? "" : " (allocations not counted)");

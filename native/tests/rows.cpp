@@ -243,23 +243,37 @@ void test_conv(const Row* row, const Shape& shape, Algorithm algorithm, Kind kin
     }
 }
 
-// Two steps of a layer that takes turns, against the scalar row's same turns, and in f32 against the plain form of its definition.
+// Integers for the weights of a layer that takes turns: older, then newer ones, whose sums are integers of eight bits too.
+std::vector<int8_t> random_neighbours(size_t n) {
+  std::vector<int8_t> q(n);
+  for (size_t i = 0; i < n / 2; i++) {
+    const int older = between(-127, 127), sum = between(-127, 127), newer = sum - older;
+    q[i] = static_cast<int8_t>(older), q[n / 2 + i] = static_cast<int8_t>(newer > 127 ? 127 : newer < -127 ? -127 : newer);
+  }
+  return q;
+}
+
+// Two steps of a layer that takes turns, against the scalar row's same turns, and in f32 and int8 against the plain form of its definition.
 void test_turns(const Row* row, const Shape& shape, Algorithm algorithm) {
-  const bool gauss = algorithm == EK_GAUSS;
+  const bool gauss = algorithm == EK_GAUSS, is_int8 = row->format == EK_I8;
   const int n_taps = static_cast<int>(shape.frame_of.size()), half = n_taps / 2, n_sources = static_cast<int>(shape.channels_of.size()) / 2;
   const int c_out = shape.c_out, columns = shape.columns, wide_out = rounded(c_out), interleave = between(1, 2);
 
   std::vector<float> w[2], affine[4];
   size_t inputs = 0;
   for (int t = 0; t < n_taps; t++) inputs += static_cast<size_t>(shape.channels_of[shape.frame_of[t]]);
-  const float per_sum = 1.0f / std::sqrt(static_cast<float>(inputs));
+  // Inputs whose changes fit int8, outputs some of whose changes do not.
+  const float in_scale = is_int8 ? 63.0f : 1.0f;
+  const float per_sum = (is_int8 ? 0.5f / (127 * 63) : 1.0f) / std::sqrt(static_cast<float>(inputs));
+  std::vector<int8_t> q[2];
   for (int part = 0; part < 2; part++) {
     w[part] = random_vector(inputs * static_cast<size_t>(c_out), 1.0f);
+    q[part] = random_neighbours(inputs * static_cast<size_t>(c_out));
     affine[part] = random_vector(c_out, per_sum), affine[2 + part] = random_vector(c_out, 0.1f);
   }
   ConvSpec spec{};
-  spec.c_out = c_out, spec.columns = columns, spec.n_taps = n_taps, spec.algorithm = algorithm, spec.slope = 0.25f, spec.inv_scale = 1.0f;
-  for (int part = 0; part < 2; part++) spec.w[part] = w[part].data(), spec.gain[part] = affine[part].data(), spec.bias[part] = affine[2 + part].data();
+  spec.c_out = c_out, spec.columns = columns, spec.n_taps = n_taps, spec.algorithm = algorithm, spec.slope = 0.25f, spec.inv_scale = is_int8 ? 110.0f : 1.0f;
+  for (int part = 0; part < 2; part++) spec.w[part] = w[part].data(), spec.q[part] = is_int8 ? q[part].data() : nullptr, spec.gain[part] = affine[part].data(), spec.bias[part] = affine[2 + part].data();
 
   // Three frames of every source, and the output's two besides one before them.
   std::vector<std::vector<float>> numbers;
@@ -268,6 +282,7 @@ void test_turns(const Row* row, const Shape& shape, Algorithm algorithm) {
 
   enum { TURNS, REFERENCE, PLAIN };
   std::vector<double> y[3], change[3];
+  unsigned char beyond[3][3] = {};
   for (int way : {TURNS, REFERENCE, PLAIN}) {
     const Row* by = way == TURNS ? row : scalar_of(row);
     const int planes = gauss ? 3 : by->planes;
@@ -284,8 +299,8 @@ void test_turns(const Row* row, const Shape& shape, Algorithm algorithm) {
           part[p].assign(from, from + wide);
           for (int i = c; i < wide; i++) part[p][i] = 0.0f;
         }
-        by->store_row(part[0].data(), part[1].data(), 1.0f, frames[f].at(bin), wide, planes);
-        if (f >= n_sources) by->change_row(frames[f].at(bin), frames[f - n_sources].at(bin), changes[f].at(bin), wide, planes);
+        by->store_row(part[0].data(), part[1].data(), in_scale, frames[f].at(bin), wide, planes);
+        if (f >= n_sources && !by->change_row(frames[f].at(bin), frames[f - n_sources].at(bin), changes[f].at(bin), wide, planes)) fail("a change that fits", 0, 1, 0);
       }
     }
     for (int f = 0; f < 3; f++) {
@@ -294,12 +309,12 @@ void test_turns(const Row* row, const Shape& shape, Algorithm algorithm) {
     }
     for (int bin = 0; bin < columns * interleave; bin++) {
       const float* from = &first_out[static_cast<size_t>(2 * bin * wide_out)];
-      by->store_row(from, from + wide_out, 1.0f, out[0].at(bin), wide_out, planes);
+      by->store_row(from, from + wide_out, spec.inv_scale, out[0].at(bin), wide_out, planes);
     }
     std::vector<Source> sources;
     for (int t = 0; t < n_taps; t++) sources.push_back(Source{shape.channels_of[shape.frame_of[t]], shape.stride * frames[shape.frame_of[t] % n_sources].step});
     spec.sources = sources.data();
-    Buffer memory(by->conv_bytes(&spec), 0x55), kept(4 * kept_floats(c_out, columns), 0x55);
+    Buffer memory(by->conv_bytes(&spec), 0x55), kept(kSumBytes * kept_sums(c_out, columns), 0x55);
     Conv conv;
     by->pack_conv(&spec, memory.data, &conv);
     for (int time = 1; time <= 2; time++) {
@@ -313,8 +328,8 @@ void test_turns(const Row* row, const Shape& shape, Algorithm algorithm) {
       Out to{};
       to.frame = out[time].at(0), to.frame_step = out[time].step * interleave, to.channels = wide_out;
       if (way != PLAIN) {
-        to.turn = time == 1 ? EK_WHOLE : EK_REST, to.kept = reinterpret_cast<float*>(kept.data);
-        to.change = out_change[time].at(0), to.before = out[time - 1].at(0);
+        to.turn = time == 1 ? EK_WHOLE : EK_REST, to.kept = kept.data;
+        to.change = out_change[time].at(0), to.before = out[time - 1].at(0), to.beyond = &beyond[way][time];
       }
       in_two_pieces(conv.items, [&](int from, int end) { by->conv(&conv, taps.data(), &to, from, end); });
     }
@@ -332,10 +347,14 @@ void test_turns(const Row* row, const Shape& shape, Algorithm algorithm) {
         }
   }
   const double largest = 2.0 * static_cast<double>(inputs) * per_sum, allowed = 1e-6 * largest + 2e-6;
+  const bool is_wide = is_int8 && row->element_bytes == 2;  // 16 bits hold any change
+  for (int time = 1; time <= 2; time++) close("beyond", beyond[TURNS][time], is_wide ? 0 : beyond[REFERENCE][time], 0);
   for (size_t i = 0; i < y[TURNS].size(); i++) {
-    compare_element(row, "y of a turn", y[TURNS][i], y[REFERENCE][i], allowed);
+    compare_element(row, "y of a turn", y[TURNS][i], y[REFERENCE][i], allowed, is_int8);
+    if (is_int8) compare_element(row, "y of a turn, plain", y[TURNS][i], y[PLAIN][i], 0, true);
     // A change of bf16 is the difference of two numbers that may each be rounded to their neighbour.
-    compare_element(row, "change", change[TURNS][i], change[REFERENCE][i], allowed + (row->format == EK_BF16 ? 0.04 : 0));
+    const double held = is_wide ? std::fmin(std::fmax(change[TURNS][i], -127), 127) : change[TURNS][i];
+    compare_element(row, "change", held, change[REFERENCE][i], allowed + (row->format == EK_BF16 ? 0.04 : 0), is_int8);
     if (row->format == EK_F32) close("y of a turn, plain", y[TURNS][i], y[PLAIN][i], 2 * allowed);
   }
 }

@@ -149,8 +149,12 @@ def _recurrent(layer: RecurrentLayer, x: torch.Tensor) -> torch.Tensor:
 # --- int8, the integers as the format says them ---
 
 
-def quantized(model: SpeechModel, spectrum: np.ndarray) -> SpeechModel:
-    """The model in int8, with the largest activations on `spectrum` [2, bins, T] as scales. Symmetric; one scale a tensor, one a weight row."""
+def quantized(model: SpeechModel, spectrum: np.ndarray, *, sums_fit: bool = True) -> SpeechModel:
+    """The model in int8, with the largest activations on `spectrum` [2, bins, T] as scales. Symmetric; one scale a tensor, one a weight row.
+
+    Args:
+        sums_fit: a convolution's weights of two frames add up to at most 127, as edgekit exports them.
+    """
     seen = _activations(model, spectrum)
     scale = {name: np.float32(max(np.abs(value).max(), 1e-6) / 127) for name, value in seen.items()}
     depth, channels = len(model.encoder), model.encoder_channels
@@ -159,6 +163,8 @@ def quantized(model: SpeechModel, spectrum: np.ndarray) -> SpeechModel:
         """of_input: the scale of every input channel. Where they differ the ratio is in the weights."""
         weight = layer.weight.astype(np.float64) * (of_input[None, :, None, None, None] if transposed else of_input[None, None, :, None, None])
         rows = np.abs(weight).max(axis=(0, 1, 3, 4) if transposed else (0, 2, 3, 4)) / 127
+        if sums_fit:
+            rows = np.maximum(rows, np.abs(weight.sum(4)).max(axis=(0, 1, 3) if transposed else (0, 2, 3)) / 126)
         q = np.rint(weight / (rows[None, None, :, None, None] if transposed else rows[None, :, None, None, None]))
         return ConvLayer(q.astype(np.int8), (layer.gain * rows).astype(np.float32), layer.bias, layer.slope, float(scale[out]))
 

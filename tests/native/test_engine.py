@@ -113,7 +113,7 @@ def test_bf16_is_close_to_the_float64_network(native, isa, algorithm):
 @pytest.mark.parametrize("isa", ISAS)
 def test_int8_is_the_integers_of_the_format(native, isa, name):
     model, spectrum, mask = case(name)
-    model_int8 = quantized(model, spectrum)
+    model_int8 = quantized(model, spectrum, sums_fit=False)
     frames = spectrum.shape[2] - delay_of(model)
     want = int8_mask(model_int8, spectrum)[:, :, :frames]
     denoiser = open_or_skip(native, native_format.to_bytes(model_int8), isa)
@@ -122,6 +122,28 @@ def test_int8_is_the_integers_of_the_format(native, isa, name):
     assert (np.abs(got - want) > 1e-5).mean() < 0.05
     assert snr_db(want, got) >= 50
     assert snr_db(mask[:, :, :frames], got) >= 25
+
+
+@pytest.mark.parametrize("name", ["odd", "gru", "causal", "pruned", "many", "quarter"])
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if not isa.startswith("neon")])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_int8_in_turns_is_the_plain_form_to_the_bit(native, isa, name, threads):
+    model, spectrum, _ = case(name)
+    data = native_format.to_bytes(quantized(model, spectrum))
+    # Up and down, so that what changes between frames fits eight bits in some of them and not in others.
+    loudness = np.geomspace(0.05, 4, 16)[np.random.default_rng(2).permutation(40) % 16]
+    frames = np.random.default_rng(4).standard_normal((2, model.n_fft // 2, 40)) * loudness
+    fast, plain = (open_or_skip(native, data, isa, algorithm=algorithm, threads=threads) for algorithm in ("fast", "four_mult"))
+    assert fast.info["algorithm"] == "fast"
+    np.testing.assert_array_equal(*(masks(denoiser, frames.astype(np.float32), 0) for denoiser in (fast, plain)))
+
+
+def test_int8_weights_whose_sums_do_not_fit_are_not_taken_in_turns(native):
+    model, spectrum, _ = case("odd")
+    data = native_format.to_bytes(quantized(model, spectrum, sums_fit=False))
+    assert native.Denoiser(data).info["algorithm"] == "four_mult"
+    with pytest.raises(TargetError, match="do not add up within int8: build the file again"):
+        native.Denoiser(data, isa="scalar", algorithm="fast")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -63,7 +63,7 @@ typedef enum ek_algorithm {
   EK_ALGORITHM_AUTO = 0,
   EK_ALGORITHM_FOUR_MULT = 1,
   EK_ALGORITHM_GAUSS = 2, /* three real products instead of four; fp32 only */
-  EK_ALGORITHM_FAST = 3   /* two frames for the products of one and a half, besides Gauss in fp32; fp32 and bf16, where the kernels have it */
+  EK_ALGORITHM_FAST = 3   /* two frames for the products of one and a half, besides Gauss in fp32; where the kernels and an int8 file's weights allow it */
 } ek_algorithm;
 
 /* Start from EK_OPTIONS_INIT. `size` lets a newer library accept an older caller's struct. */
