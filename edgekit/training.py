@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -335,6 +335,8 @@ class QuantizeAware(Phase):
     """A last phase with activations rounded as INT8 will round them, so that the weights come to rest where that costs little."""
 
     layers: tuple[str, ...] = Field(min_length=1, description="whose outputs are rounded: globs over module paths, such as `encoder.*`")
+    bits: int = Field(8, ge=2, le=8, description="of the rounded outputs; fewer than 8 leave a margin, as the weights learn to bear more noise than INT8 makes")
+    jitter: float = Field(0.0, ge=0, lt=1, description="vary every range by up to this share from batch to batch, so that no weight relies on one grid: calibration will find another")
 
 
 class TrainRecipe(Schema):
@@ -347,7 +349,7 @@ class TrainRecipe(Schema):
     validate_clips: int = Field(128, ge=2, description="clips of the calibration split to watch the error on; never trained on")
     towers: dict[str, tuple[Phase, ...]] = Field({}, description="encoders to be trained alone first, on their own labels; phase by phase")
     joint: Phase
-    quantize_aware: QuantizeAware | None = Field(None, description="after `joint`, with rounded activations")
+    quantize_aware: QuantizeAware | Annotated[tuple[QuantizeAware, ...], Field(min_length=1)] | None = Field(None, description="after `joint`, with rounded activations; phase by phase")
     modality: Literal["both", "audio", "video"] = "both"
     init: str | dict[str, str] | None = Field(
         None, min_length=1, description="checkpoint whose weights stand in wherever name and shape are the same, relative to this file; {part: file} of a model that is put together"
@@ -357,6 +359,13 @@ class TrainRecipe(Schema):
     licence: str | None = Field(None, min_length=1, description="of the weights, such as `CC0-1.0`; by default that of the data, where it states one")
     significant_bits: int | None = Field(None, ge=4, le=11, description="round the weights of layers to so many before they are saved, for a smaller .xz; float16 has 11")
     out: str = Field(description="the checkpoint, float16 .safetensors or .safetensors.xz, relative to this file; provenance goes beside it as .json")
+
+    def aware_phases(self) -> dict[str, QuantizeAware]:
+        """{where it stands in the file: phase}."""
+        given = self.quantize_aware
+        if isinstance(given, tuple):
+            return {f"quantize_aware.{k}": phase for k, phase in enumerate(given)}
+        return {} if given is None else {"quantize_aware": given}
 
 
 def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path) -> Path:
@@ -428,18 +437,20 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
         bank, watch = (
             b.silenced(b.silent(recipe.modality)).encoded(lambda batch: definition.encode(module, batch)) for b in (bank, watch)
         )  # fmt: skip
-    if recipe.quantize_aware is not None:
-        where = read.where("quantize_aware.layers")
-        for path, instead in never_called(module, definition.train_forward, bank, recipe.quantize_aware.layers, where).items():
+    aware = recipe.aware_phases()
+    for name, phase in aware.items():
+        where = read.where(f"{name}.layers")
+        for path, instead in never_called(module, definition.train_forward, bank, phase.layers, where).items():
             note(f"{where}: `{path}` is never called as a whole, so nothing of it is rounded{f'; its last part is `{instead}`' if instead else ''}")
     if hasattr(definition, "select"):
         definition.select(module, bank.silenced(bank.silent(recipe.modality)), recipe.seed)
     run(recipe.modality, module, definition.train_forward, joint, scratch / f"{recipe.modality}-{key[:8]}", bank, watch, augmented=None if recipe.frozen_encoders else augmented)
-    if recipe.quantize_aware is not None:
-        phase = recipe.quantize_aware
-        schedule = Schedule(**phase.model_dump(exclude={"layers"}), modality=recipe.modality, seed=recipe.seed + 1)
-        folder = scratch / f"aware-{sha256_of({'after': key, 'schedule': asdict(schedule), 'layers': phase.layers})[:8]}"
-        with rounded_outputs(module, phase.layers, read.where("quantize_aware.layers")):
+    for k, (name, phase) in enumerate(aware.items(), 1):
+        rounding = {"layers", "bits", "jitter"}
+        schedule = Schedule(**phase.model_dump(exclude=rounding), modality=recipe.modality, seed=recipe.seed + k)
+        key = sha256_of({"after": key, "schedule": asdict(schedule), **phase.model_dump(include=rounding, exclude_defaults=True)})
+        folder = scratch / f"aware-{key[:8]}"
+        with rounded_outputs(module, phase.layers, phase.bits, phase.jitter, read.where(f"{name}.layers")):
             run("quantize-aware", module, definition.train_forward, schedule, folder, bank, watch, augmented=None if recipe.frozen_encoders else augmented)
     if recipe.significant_bits is not None:
         round_weights(module, recipe.significant_bits)
@@ -528,15 +539,18 @@ def never_called(module: nn.Module, forward: Callable, bank: ClipBank, layers: I
 
 
 @contextlib.contextmanager
-def rounded_outputs(module: nn.Module, layers: Iterable[str], where: str = "layers") -> Iterator[None]:
-    """While training, the outputs of some layers are rounded to 255 values, symmetric, one scale a tensor; gradients pass as if they were not.
+def rounded_outputs(module: nn.Module, layers: Iterable[str], bits: int = 8, jitter: float = 0.0, where: str = "layers") -> Iterator[None]:
+    """While training, the outputs of some layers are rounded to `bits`, symmetric, one scale a tensor; gradients pass as if they were not.
 
-    The scale follows the 99.99th percentile of what the layer gives, as an INT8 range would: what is larger is clipped.
+    The scale follows the 99.99th percentile of what the layer gives, as an INT8 range would: what is larger is clipped. With `jitter` it is off by
+    up to that share, drawn anew for every batch.
 
     Raises:
         RecipeError: a glob that matches no layer.
     """
-    chosen = _layers(module, layers, where)
+    import torch
+
+    chosen, most = _layers(module, layers, where), 2 ** (bits - 1) - 1
     ranges: dict[str, float] = {}
 
     def rounding(path: str) -> Callable:
@@ -547,8 +561,9 @@ def rounded_outputs(module: nn.Module, layers: Iterable[str], where: str = "laye
             some = values.flatten()[:: max(1, values.numel() // 500_000)].abs()
             seen = some.kthvalue(max(1, round(0.9999 * some.numel()))).values.item()
             ranges[path] = seen if path not in ranges else 0.98 * ranges[path] + 0.02 * seen
-            step = max(ranges[path], 1e-12) / 127
-            rounded = (values / step).round().clamp(-127, 127) * step
+            off = 1 + jitter * (2 * torch.rand(()).item() - 1) if jitter else 1.0
+            step = off * max(ranges[path], 1e-12) / most
+            rounded = (values / step).round().clamp(-most, most) * step
             return y + (rounded - values).to(y.dtype)
 
         return hook

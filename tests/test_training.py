@@ -576,25 +576,35 @@ def test_what_frozen_encoders_give_stands_in_place_of_what_they_read(bank):
 # --------------------------------------------------------------------------- what is saved small, and what is trained for INT8
 
 
-def test_rounded_outputs_have_255_values_while_training_and_gradients_pass():
+@pytest.mark.parametrize(("bits", "most"), [(8, 127), (7, 63)])
+def test_rounded_outputs_have_the_values_of_so_many_bits_while_training_and_gradients_pass(bits, most):
     module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU())
     x = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     plain = module.eval()(x)
-    with training.rounded_outputs(module, ["1"]):
+    with training.rounded_outputs(module, ["1"], bits):
         assert torch.equal(module.eval()(x), plain)
         rounded = module.train()(x)
         rounded.sum().backward()
-    assert len(rounded.unique()) <= 128 and len(plain.unique()) > 10_000  # 128: a ReLU's outputs have no negative half
-    step = plain.flatten().abs().kthvalue(round(0.9999 * plain.numel())).values / 127
-    inside = plain < 127 * step
+    assert len(rounded.unique()) <= most + 1 and len(plain.unique()) > 10_000  # a ReLU's outputs have no negative half
+    step = plain.flatten().abs().kthvalue(round(0.9999 * plain.numel())).values / most
+    inside = plain < most * step
     assert (rounded - plain)[inside].abs().max() <= 0.5001 * step
     weight = torch.autograd.grad(plain.sum(), module[0].weight)[0]
     assert torch.allclose(module[0].weight.grad, weight)
     assert torch.equal(module.train()(x), plain), "nothing is left behind"
 
 
+def test_jitter_rounds_on_another_grid_every_batch():
+    module = torch.nn.Sequential(torch.nn.Identity())
+    x = torch.linspace(-1, 1, 5001)
+    with training.rounded_outputs(module, ["0"], jitter=0.3):
+        torch.manual_seed(0)
+        grids = {round((values[1:] - values[:-1]).max().item() * 127, 3) for values in (module.train()(x).unique() for _ in range(20))}
+    assert len(grids) == 20 and min(grids) >= 0.69 and max(grids) <= 1.31
+
+
 def test_layers_to_round_that_are_not_there_are_refused():
-    with pytest.raises(RecipeError, match=r"here: `decoder\.\*` matches no layer"), training.rounded_outputs(torch.nn.Sequential(torch.nn.ReLU()), ["0", "decoder.*"], "here"):
+    with pytest.raises(RecipeError, match=r"here: `decoder\.\*` matches no layer"), training.rounded_outputs(torch.nn.Sequential(torch.nn.ReLU()), ["0", "decoder.*"], where="here"):
         pass
 
 
