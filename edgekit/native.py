@@ -149,8 +149,8 @@ class Denoiser:
         isa: "scalar", "avx2", "avx512", "neon", "neon_dotprod"; None: the best here, or EDGEKIT_ISA.
         threads: 1 uses the calling thread alone.
         precision: "fp32", "bf16" (of a float file) or "int8" (of a quantized one); None: int8 or fp32, as the file is.
-        algorithm: "four_mult"; "gauss" (three real products; fp32 only); "fast" (besides, two frames for the products of one and a half; on
-            x86 and scalar, and of an int8 file where the sums of two frames' weights fit int8); None: what is fastest.
+        algorithm: "four_mult"; "gauss" (three real products; fp32 only); "fast" (besides, two frames for the products of one and a half; not
+            for fp32 on Arm, and of an int8 file only where the sums of two frames' weights fit int8); None: what is fastest.
 
     Raises:
         ToolMissing: the library is not installed. IntegrityError: a damaged file. TargetError: this CPU cannot run that.

@@ -93,6 +93,26 @@ struct IntFrame {
   static EK_INLINE void put_third(int8_t* y, f32x4, f32x4 im, float inv_scale) { put4(y, vnegq_s32(quantized(im, inv_scale))); }
 };
 
+// What changed in four channels of one column of int8, clamped; false where it does not fit.
+EK_INLINE bool write_change(const int8_t* now, const int8_t* before, int8_t* change, ptrdiff_t plane, bool third) {
+  const auto read = [&](const int8_t* x) __attribute__((always_inline)) {
+    uint32_t re, im;
+    __builtin_memcpy(&re, x, 4);
+    __builtin_memcpy(&im, x + plane, 4);
+    return vcreate_s8(uint64_t{im} << 32 | re);
+  };
+  const auto write = [](int8_t* y, uint64_t four) __attribute__((always_inline)) {
+    const uint32_t bytes = static_cast<uint32_t>(four);
+    __builtin_memcpy(y, &bytes, 4);
+  };
+  const int8x8_t a = read(now), b = read(before), clamped = vmax_s8(vqsub_s8(a, b), vdup_n_s8(-127));
+  const uint64_t pair = vget_lane_u64(vreinterpret_u64_s8(clamped), 0);
+  write(change, pair);
+  write(change + plane, pair >> 32);
+  if (third) write(change + 2 * plane, vget_lane_u64(vreinterpret_u64_s8(vneg_s8(clamped)), 0) >> 32);
+  return pair == vget_lane_u64(vreinterpret_u64_s8(vsub_s8(a, b)), 0);
+}
+
 // Four channels of one column.
 template <class Frame>
 EK_INLINE void write_complex(const Out* out, int column, int channel, f32x4 re, f32x4 im, float inv_scale, bool third) {
@@ -101,6 +121,14 @@ EK_INLINE void write_complex(const Out* out, int column, int channel, f32x4 re, 
     Frame::put(y, re, inv_scale);
     Frame::put(y + out->channels, im, inv_scale);
     if (third) Frame::put_third(y + 2 * out->channels, re, im, inv_scale);
+    if constexpr (Frame::kFormat == EK_I8) {
+      if (out->change) {
+        const ptrdiff_t at = static_cast<ptrdiff_t>(column) * out->frame_step + channel;
+        if (!write_change(y, static_cast<const int8_t*>(out->before) + at, static_cast<int8_t*>(out->change) + at, out->channels, third)) {
+          __atomic_store_n(out->beyond, static_cast<unsigned char>(1), __ATOMIC_RELAXED);
+        }
+      }
+    }
   }
   if (out->floats) {
     float* y = out->floats + static_cast<ptrdiff_t>(column) * out->floats_step + channel;
@@ -160,6 +188,7 @@ inline void begin_conv(const ConvSpec* spec, Carver& carver, Conv* conv, int pan
   for (int i = 0; i < 2; i++) conv->gain[i] = affine[i], conv->bias[i] = affine[2 + i];
   conv->slope = spec->slope;
   conv->inv_scale = spec->inv_scale;
+  conv->takes_turns = spec->takes_turns;
 }
 
 // The weight from channel c of a tap to channel o; zero where either is there only because of rounding. `at` is where the tap begins.

@@ -66,12 +66,12 @@ struct DotMac {
   }
 
   template <int N>
-  static EK_INLINE void conv_sums(const Conv* conv, const Tap* taps, const int8_t* w, int column, s32x4 (&re)[2][N], s32x4 (&im)[2][N]) {
+  static EK_INLINE void conv_sums(const Conv* conv, const Tap* taps, int n_taps, const int8_t* w, int column, s32x4 (&re)[2][N], s32x4 (&im)[2][N]) {
 #pragma GCC unroll 4
     for (int n = 0; n < N; n++)
 #pragma GCC unroll 2
       for (int m = 0; m < 2; m++) re[m][n] = im[m][n] = vdupq_n_s32(0);
-    for (int t = 0; t < conv->n_taps; t++) {
+    for (int t = 0; t < n_taps; t++) {
       const int c_in = conv->c_in[t], plane = rounded(c_in);
       const ptrdiff_t step = conv->step[t];
       const int8_t* x = static_cast<const int8_t*>(taps[t].x) + column * step;

@@ -27,13 +27,13 @@ struct WideningMac {
   }
 
   template <int N>
-  static EK_INLINE void conv_sums(const Conv* conv, const Tap* taps, const int8_t* w, int column, s32x4 (&re)[1][N], s32x4 (&im)[1][N]) {
+  static EK_INLINE void conv_sums(const Conv* conv, const Tap* taps, int n_taps, const int8_t* w, int column, s32x4 (&re)[1][N], s32x4 (&im)[1][N]) {
     s32x4 sum_re[kPanel][N], sum_im[kPanel][N];
 #pragma GCC unroll 4
     for (int o = 0; o < kPanel; o++)
 #pragma GCC unroll 2
       for (int n = 0; n < N; n++) sum_re[o][n] = sum_im[o][n] = vdupq_n_s32(0);
-    for (int t = 0; t < conv->n_taps; t++) {
+    for (int t = 0; t < n_taps; t++) {
       const int c_in = conv->c_in[t], plane = rounded(c_in);
       const ptrdiff_t step = conv->step[t];
       const int8_t* x = static_cast<const int8_t*>(taps[t].x) + column * step;

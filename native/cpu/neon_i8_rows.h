@@ -14,27 +14,35 @@
 namespace ek {
 namespace {
 
-// ---- convolution; packed: [panel][tap] and then as the Mac likes, 2 * kPanel bytes for every input
+// ---- convolution; packed: [panel][tap] and then as the Mac likes, 2 * kPanel bytes for every input. If it takes turns, a panel has the sums
+// of older and newer frames' weights behind the weights themselves.
 
 template <class Mac>
 size_t place_conv(const ConvSpec* spec, char* memory, Conv* conv) {
   Carver carver{memory, 0};
   begin_conv(spec, carver, conv, Mac::kPanel, Mac::kColumns, Mac::kInputs);
   const int panels = rounded(spec->c_out, Mac::kPanel) / Mac::kPanel;
-  size_t inputs = 0;
+  size_t inputs = 0, newer = 0;
   for (int t = 0; t < spec->n_taps; t++) inputs += rounded(spec->sources[t].c_in, Mac::kInputs);
+  if (spec->takes_turns) inputs += inputs / 2;
+  for (int t = 0; t < spec->n_taps / 2; t++) newer += static_cast<size_t>(spec->c_out) * spec->sources[t].c_in;
   int8_t* packed = take<int8_t>(carver, panels * inputs * 2 * Mac::kPanel);
   if (!memory) return carver.used;
   conv->weights = packed;
   for (int panel = 0; panel < panels; panel++) {
-    size_t at = 0;
-    for (int t = 0; t < spec->n_taps; t++) {
-      const int c_in = spec->sources[t].c_in;
-      packed = Mac::pack_tap(packed, conv->c_in[t], [&](int part, int i, int c) {
-        return weight_at(spec->q[part], at, spec->c_out, c_in, panel * Mac::kPanel + i, c);
-      });
-      at += static_cast<size_t>(spec->c_out) * c_in;
-    }
+    const auto pack = [&](int n_taps, bool both) {
+      size_t at = 0;
+      for (int t = 0; t < n_taps; t++) {
+        const int c_in = spec->sources[t].c_in;
+        packed = Mac::pack_tap(packed, conv->c_in[t], [&](int part, int i, int c) {
+          const auto get = [&](size_t from) { return weight_at(spec->q[part], from, spec->c_out, c_in, panel * Mac::kPanel + i, c); };
+          return static_cast<int8_t>(get(at) + (both ? get(newer + at) : 0));
+        });
+        at += static_cast<size_t>(spec->c_out) * c_in;
+      }
+    };
+    pack(spec->n_taps, false);
+    if (spec->takes_turns) pack(spec->n_taps / 2, true);
   }
   return carver.used;
 }
@@ -49,10 +57,32 @@ void pack_conv(const ConvSpec* spec, void* memory, Conv* conv) {
   place_conv<Mac>(spec, static_cast<char*>(memory), conv);
 }
 
-template <class Mac, int N>
-EK_APART void conv_block(const Conv* conv, const Tap* taps, const Out* out, const int8_t* w, int column, int channel) {
+// `half`: bytes of the weights of one frame; `kept`: the block's own part of Out::kept.
+template <class Mac, int N, Turn kTurn>
+EK_APART void conv_block(const Conv* conv, const Tap* taps, const Out* out, const int8_t* w, size_t half, int32_t* kept, int column, int channel) {
   s32x4 re[Mac::kPanel / 4][N], im[Mac::kPanel / 4][N];
-  Mac::template conv_sums<N>(conv, taps, w, column, re, im);
+  const auto for_sums = [&](auto each) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++)
+#pragma GCC unroll 2
+      for (int m = 0; m < Mac::kPanel / 4; m++) {
+        int32_t* at = kept + 8 * (n * (Mac::kPanel / 4) + m);
+        each(re[m][n], at);
+        each(im[m][n], at + 4);
+      }
+  };
+  const int n_taps = kTurn == EK_PLAIN ? conv->n_taps : conv->n_taps / 2;
+  if constexpr (kTurn == EK_PLAIN) Mac::template conv_sums<N>(conv, taps, n_taps, w, column, re, im);
+  if constexpr (kTurn == EK_WHOLE) {
+    Mac::template conv_sums<N>(conv, taps, n_taps, w + 2 * half, column, re, im);
+    for_sums([](s32x4& sum, int32_t* at) { vst1q_s32(at, sum); });
+    Mac::template conv_sums<N>(conv, taps + n_taps, n_taps, w, column, re, im);
+    for_sums([](s32x4& sum, const int32_t* at) { sum = vsubq_s32(vld1q_s32(at), sum); });
+  }
+  if constexpr (kTurn == EK_REST) {
+    Mac::template conv_sums<N>(conv, taps, n_taps, w + half, column, re, im);
+    for_sums([](s32x4& sum, const int32_t* at) { sum = vaddq_s32(vld1q_s32(at), sum); });
+  }
 #pragma GCC unroll 8
   for (int n = 0; n < N; n++)
 #pragma GCC unroll 2
@@ -60,21 +90,28 @@ EK_APART void conv_block(const Conv* conv, const Tap* taps, const Out* out, cons
       finish<IntFrame>(conv, out, column + n, channel + 4 * m, vcvtq_f32_s32(re[m][n]), vcvtq_f32_s32(im[m][n]), Mac::kThird);
 }
 
+using ConvBlock = void (*)(const Conv*, const Tap*, const Out*, const int8_t* w, size_t half, int32_t* kept, int column, int channel);
+
+template <class Mac, int N>
+EK_INLINE ConvBlock block_of(Turn turn) {
+  static constexpr ConvBlock kBlocks[] = {conv_block<Mac, N, EK_PLAIN>, conv_block<Mac, N, EK_WHOLE>, conv_block<Mac, N, EK_REST>};
+  return kBlocks[turn];
+}
+
 template <class Mac>
 void conv(const Conv* conv, const Tap* taps, const Out* out, int first_item, int last_item) {
-  static_assert(Mac::kColumns == 2 || Mac::kColumns == 4, "the switch below");
+  static_assert(Mac::kColumns == 2 || Mac::kColumns == 4, "the table below");
   const int blocks = rounded(conv->columns, Mac::kColumns) / Mac::kColumns, panels = conv->items / blocks;
-  const size_t panel_bytes = static_cast<size_t>(sum_of(conv->c_in, conv->n_taps)) * 2 * Mac::kPanel;
+  const size_t half = static_cast<size_t>(sum_of(conv->c_in, conv->n_taps / 2)) * 2 * Mac::kPanel;
+  const size_t panel_bytes = conv->takes_turns ? 3 * half : static_cast<size_t>(sum_of(conv->c_in, conv->n_taps)) * 2 * Mac::kPanel;
+  const Turn turn = out->turn;
+  const ConvBlock blocks_of_columns[] = {block_of<Mac, 1>(turn), block_of<Mac, 2>(turn), block_of<Mac, Mac::kColumns == 4 ? 3 : 2>(turn), block_of<Mac, Mac::kColumns>(turn)};
   for (int item = first_item; item < last_item; item++) {
     const int panel = item / blocks, channel = panel * Mac::kPanel, column = item % blocks * Mac::kColumns;
     const int left = conv->columns - column, n = left < Mac::kColumns ? left : Mac::kColumns;
     const int8_t* w = static_cast<const int8_t*>(conv->weights) + panel * panel_bytes;
-    switch (n) {
-      case 1: conv_block<Mac, 1>(conv, taps, out, w, column, channel); break;
-      case 2: conv_block<Mac, 2>(conv, taps, out, w, column, channel); break;
-      case 3: conv_block<Mac, Mac::kColumns == 4 ? 3 : 2>(conv, taps, out, w, column, channel); break;
-      default: conv_block<Mac, Mac::kColumns>(conv, taps, out, w, column, channel);
-    }
+    int32_t* kept = out->kept ? static_cast<int32_t*>(out->kept) + static_cast<ptrdiff_t>(item) * 2 * Mac::kPanel * Mac::kColumns : nullptr;
+    blocks_of_columns[n - 1](conv, taps, out, w, half, kept, column, channel);
     if (panel == panels - 1)
       for (int i = 0; i < n; i++) write_zeros<IntFrame>(out, column + i, channel + Mac::kPanel, conv->c_out, Mac::kThird);
   }
@@ -199,11 +236,18 @@ void dense(const Dense* dense, const void* x, float* y, int first_item, int last
   }
 }
 
+inline bool change_row(const void* now, const void* before, void* change, int channels, int planes) {
+  bool fits = true;
+  for (int c = 0; c < channels; c += 4)
+    fits &= write_change(static_cast<const int8_t*>(now) + c, static_cast<const int8_t*>(before) + c, static_cast<int8_t*>(change) + c, channels, planes == 3);
+  return fits;
+}
+
 template <class Mac>
 constexpr Row i8_row(const char* name) {
   return Row{name, EK_I8, Mac::kThird ? 3 : 2, 0, 1,
              conv_bytes<Mac>, pack_conv<Mac>, conv<Mac>, cell_bytes<Mac>, pack_cell<Mac>, cell<Mac>,
-             dense_bytes<Mac>, pack_dense<Mac>, dense<Mac>, store<IntFrame>, store_row<IntFrame>, nullptr, first<IntFrame, Mac::kThird>, last};
+             dense_bytes<Mac>, pack_dense<Mac>, dense<Mac>, store<IntFrame>, store_row<IntFrame>, change_row, first<IntFrame, Mac::kThird>, last};
 }
 
 }  // namespace

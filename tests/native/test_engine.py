@@ -125,7 +125,7 @@ def test_int8_is_the_integers_of_the_format(native, isa, name):
 
 
 @pytest.mark.parametrize("name", ["odd", "gru", "causal", "pruned", "many", "quarter"])
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if not isa.startswith("neon")])
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_int8_in_turns_is_the_plain_form_to_the_bit(native, isa, name, threads):
     model, spectrum, _ = case(name)
