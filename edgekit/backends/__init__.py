@@ -16,7 +16,7 @@ A backend is a module, cheap to import, with
     unit(engine, model, target) -> {name, placed: {node: None or why not}, pieces, falls_back} or None    optional: what an accelerator of the device would take
     gated(engine, model, target) -> {compiler, form, precisions: {node: precision}} or None    optional: what a compiler of its family, on this host, makes of the graph
     open_deployed(folder, target, threads=None) optional: as the device runs it, where that is not the parity session
-    KIT: int                                    optional: bumped when what `compile` writes changes and no engine does
+    KIT: int                                    optional: bumped when what `compile` writes changes
     finisher(target) -> dict                    optional: the device builds and checks the artifact itself and brings back a result; what of
                                                 that enters package's key. So far TensorRT's kit only (`tensorrt/kit.py`, `tensorrt/result.py`)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 EXECUTES = True
 FILE = "model.ekd"
 VERSION = "1"
+KIT = 2  # of what `compile` writes: 2: weights of two frames add up within int8
 MODELS = ("dccrn", "dccrnpp")
 LARGEST_SUM = 126  # of two weights before they are rounded, in steps: rounding may add 1
 
