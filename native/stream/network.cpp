@@ -138,6 +138,7 @@ void Network::plan_states() {
   });
   row_bytes_ = at;
   if (is_int8) take_sums();
+  sums_bytes_ = at;
   for (int r = 0; r < kMaxFrames && is_fast_; r++) {
     if (rings_[change_ring(r)].frame_bytes) rings_[r].beyond = take(static_cast<size_t>(rings_[r].frames));
   }
@@ -457,6 +458,14 @@ bool Network::is_sane(const char* state) const {
     return true;
   };
   if (!finite(0, floats_bytes_, 4, 0x7f800000u)) return false;
+  for (size_t i = row_bytes_; i < sums_bytes_; i += kSumBytes) {  // a step adds far less than 2^30 to them
+    int32_t sum;
+    memcpy(&sum, state + i, sizeof sum);
+    if (sum < -(1 << 30) || sum > 1 << 30) return false;
+  }
+  for (size_t i = sums_bytes_; i < state_bytes_; i++) {
+    if (static_cast<unsigned char>(state[i]) > 1) return false;
+  }
   if (row_->format == EK_F32) return finite(floats_bytes_, row_bytes_, 4, 0x7f800000u);
   if (row_->format == EK_BF16) return finite(floats_bytes_, row_bytes_, 2, 0x7f80u);
   if (row_->element_bytes == 2) {  // a row that widens its int8, and changes with it

@@ -144,7 +144,7 @@ class Network {
   int planes_ = 2;
 
   Ring rings_[kMaxRings];
-  size_t floats_bytes_ = 0, row_bytes_ = 0, state_bytes_ = 0;  // where the parts of the state end: floats; the row's format; integers that may be any
+  size_t floats_bytes_ = 0, row_bytes_ = 0, sums_bytes_ = 0, state_bytes_ = 0;  // where the state's parts end: floats; the row's format; int8's sums; flags
   PhasePlan encoder_[EK_MAX_DEPTH], decoder_[EK_MAX_DEPTH][2];
   RecurrentPlan recurrent_[EK_MAX_RECURRENT];
   Dense* projection_[2] = {nullptr, nullptr};  // one for every frequency

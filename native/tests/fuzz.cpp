@@ -45,6 +45,7 @@ TinyModel random_shape(Random& random) {
   model.encoder = channels(depth);
   model.decoder = channels(depth);
   model.hidden = channels(1 + random.below(2));
+  model.sums_fit = !random.one_in(4);
   model.seed = random.bits();
   return model;
 }
