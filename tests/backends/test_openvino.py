@@ -139,6 +139,33 @@ def test_seven_bit_weights_leave_room_for_two_products_in_sixteen_bits():
 # --------------------------------------------------------------------------- artifacts
 
 
+
+@needs_openvino
+@needs_vnni
+@pytest.mark.parametrize("joined", [2, 3])
+def test_a_padding_convolution_of_what_is_joined_along_time_or_space_runs_in_int8(tmp_path, monkeypatch, joined):
+    """As DCCRN's encoder reads the last frame and the new ones."""
+
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, (5, 2), stride=(2, 1), padding=(2, 0))
+
+        def forward(self, state, x):
+            return (self.second(torch.cat([state, torch.relu(self.first(x)) - 0.3], joined)),)
+
+    shape = [1, 16, 32, 5]
+    state = [1, 16, 32, 5]
+    state[joined] = 1
+    engine, x = quantized(tmp_path, Joined(), tuple(state), tuple(shape))
+    got = backend.open(compiled(tmp_path, engine), TARGET)(x)
+    assert backend.coverage(tmp_path / "out/engines/main", engine, TARGET) == {"first/Conv": "int8", "second/Conv": "int8"}
+    assert compare(simulated(engine, x), got)["y0"].sqnr_db >= 40
+    monkeypatch.setattr(backend, "_pad_before_quantizing", lambda model: None)
+    plain = compiled(tmp_path, engine)
+    assert backend.coverage(plain, engine, TARGET)["second/Conv"] != "int8", "OpenVINO can do it by itself now: pad no more"
+
+
 @needs_openvino
 @pytest.mark.parametrize("make", [Block, Inverted3d], ids=lambda make: make.__name__)
 def test_an_artifact_computes_its_graph(tmp_path, make):

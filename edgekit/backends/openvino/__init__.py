@@ -4,12 +4,15 @@ compile reads qdq.onnx and saves it as OpenVINO's own format, model.xml and mode
 weights as they are. Which layers then run on integers is the plug-in's choice on the machine at hand,
 so it is read back from the compiled model (`coverage`) and never assumed.
 
-Three traps that this module knows:
+Four traps that this module knows:
 
 - On CPUs with bfloat16 the plug-in computes in bfloat16 unless told otherwise. `open` asks for float32,
   which is what parity is about; `open_deployed` for `device.precision_hint`.
 - Without VNNI, products of u8 and s8 are summed in pairs in 16 bits, which saturates. A target with
   `device.max_cpu_isa` is run in a process of its own that may use no newer instructions (isolated.py).
+- A convolution of what a Concat along time or space has joined stays in float, whatever its ranges: the plug-in moves the Q/DQ up through the
+  Concat and then keeps the zero point between Concat and convolution, in float. Where the convolution pads, a Pad in front of the Q/DQ
+  holds it in its place, and the layer runs on integers. Without padding there is no such hold; `coverage` tells.
 - An LSTM with Q/DQ on its input and its weights runs on integers with wrong numbers. Nothing here could
   notice: leave LSTM and GRU out of the target's INT8, and compare artifacts with the Q/DQ graph.
 
@@ -122,8 +125,10 @@ def compile(kit: Kit, out: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         model = _read(core, engine)
         _name_ports(model, engine)
-        if half and engine.qdq_onnx != engine.float_onnx:  # a float artifact is to be exact
-            _halve_recurrent_weights(model)
+        if engine.qdq_onnx != engine.float_onnx:  # a float artifact is to be exact, and plain
+            if half:
+                _halve_recurrent_weights(model)
+            _pad_before_quantizing(model)
         _name_ops(model)
         # OpenVINO's own compression leaves a graph with Q/DQ as it is, and takes more than weights in others.
         ov.save_model(model, folder / MODEL, compress_to_fp16=False)
@@ -173,6 +178,32 @@ def _halve_recurrent_weights(model: ov.Model) -> None:
             small = ov.opset13.convert(ov.opset13.constant(source.get_data().astype(np.float16)), "f32")
             for reader in readers:
                 reader.replace_source_output(small.output(0))
+
+
+def _pad_before_quantizing(model: ov.Model) -> None:
+    """Where a convolution pads a quantized Concat along time or space: pad first, and it runs on integers. Exact, for 0 is one of them."""
+    import numpy as np
+
+    ov = runtime()
+    for conv in model.get_ordered_ops():
+        if conv.get_type_name() not in ("Convolution", "GroupConvolution"):
+            continue
+        attributes = conv.get_attributes()
+        pads = [list(attributes[name]) for name in ("pads_begin", "pads_end")]
+        quantize = conv.input_value(0).get_node()
+        while quantize.get_type_name() in ("Convert", "Subtract", "Multiply") and len(quantize.output(0).get_target_inputs()) == 1:
+            quantize = quantize.input_value(0).get_node()
+        if not any(map(any, pads)) or quantize.get_type_name() != "FakeQuantize" or len(quantize.output(0).get_target_inputs()) != 1:
+            continue
+        joined = quantize.input_value(0)
+        if joined.get_node().get_type_name() != "Concat" or joined.get_node().get_attributes()["axis"] in (1, 1 - len(joined.get_partial_shape())):
+            continue
+        around = [ov.opset13.constant(np.int64([0, 0, *side])) for side in pads]
+        padded = ov.opset13.pad(joined, *around, "constant", ov.opset13.constant(np.float32(0)))
+        padded.set_friendly_name(f"{conv.get_friendly_name()}/Pad")
+        quantize.input(0).replace_source_output(padded.output(0))
+        for name, side in zip(("pads_begin", "pads_end"), pads, strict=True):
+            conv.set_attribute(name, [0] * len(side))
 
 
 def _name_ops(model: ov.Model) -> None:
