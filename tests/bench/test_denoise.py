@@ -231,7 +231,7 @@ def test_a_live_stream_is_ours_on_hops_and_its_row_is_the_quietest_window(prepar
     work, groups, effort = prepared
     [group] = [group for group in groups if group.mode == "live"]
     assert {one.kind for one in group.candidates} == {"native_live"} and {one.precision for one in group.candidates} == {"fp32", "bf16", "int8"}
-    group = dataclasses.replace(group, candidates=[one for one in group.candidates if one.precision == "int8"])
+    group = dataclasses.replace(group, candidates=[one for one in group.candidates if one.precision == "int8"][:1])
     windows = iter([[1e-4] * 98 + [9e-4] * 2, [2e-4] * 98 + [3e-4] * 2, [1e-4] * 98 + [4e-4] * 2])
     asked = []
 
