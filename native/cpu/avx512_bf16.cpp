@@ -4,7 +4,7 @@
 namespace ek {
 namespace {
 
-struct Bf16 {
+struct Bf16 : FloatSums<Vec16> {
   using V = Vec16;
   using Element = uint16_t;
   using Weight = uint16_t;
@@ -19,10 +19,6 @@ struct Bf16 {
   static EK_INLINE __m512 widen(const Element* x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))), 16));
   }
-  static EK_INLINE Sum kept(const float* at, const int32_t*) { return V::load(at); }
-  static EK_INLINE void keep(float* at, Sum sum) { V::store(at, sum); }
-  static EK_INLINE Sum negative(Sum sum) { return V::zero() - sum; }
-  static EK_INLINE Sum minus(const int32_t*, Sum sum) { return negative(sum); }
   static EK_INLINE bool write_change(const Element* now, const Element* before, Element* change, ptrdiff_t plane, int planes) {
     return write_change_of_floats<Bf16>(now, before, change, plane, planes);
   }

@@ -13,7 +13,7 @@ namespace ek {
 namespace {
 
 template <class Vec>
-struct F32 {
+struct F32 : FloatSums<Vec> {
   using V = Vec;
   using Element = float;
   using Weight = float;
@@ -26,10 +26,6 @@ struct F32 {
   static constexpr bool kStoresSum = false;  // adding costs nothing beside so many products, and more weights would not stay in the cache
   static EK_INLINE Sum widen(const float* x) { return V::load(x); }
   static EK_INLINE Weights load_sum(const char* w, size_t half) { return load(w) + load(w + half); }
-  static EK_INLINE Sum kept(const float* at, const int32_t*) { return V::load(at); }
-  static EK_INLINE void keep(float* at, Sum sum) { V::store(at, sum); }
-  static EK_INLINE Sum negative(Sum sum) { return V::zero() - sum; }
-  static EK_INLINE Sum minus(const int32_t*, Sum sum) { return negative(sum); }
   static EK_INLINE bool write_change(const float* now, const float* before, float* change, ptrdiff_t plane, int planes) {
     return write_change_of_floats<F32>(now, before, change, plane, planes);
   }

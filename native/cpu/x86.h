@@ -92,6 +92,16 @@ EK_INLINE typename V::Floats affine(typename V::Floats sum, typename V::Floats g
 
 EK_INLINE void say_beyond(const Out* out) { __atomic_store_n(out->beyond, static_cast<unsigned char>(1), __ATOMIC_RELAXED); }
 
+// Sums of floats, which start at 0, on their way from one step to the next.
+template <class V>
+struct FloatSums {
+  using Sum = typename V::Floats;
+  static EK_INLINE Sum kept(const float* at, const int32_t*) { return V::load(at); }
+  static EK_INLINE void keep(float* at, Sum sum) { V::store(at, sum); }
+  static EK_INLINE Sum negative(Sum sum) { return V::zero() - sum; }
+  static EK_INLINE Sum minus(const int32_t*, Sum sum) { return negative(sum); }
+};
+
 // What changed in one vector of complex channels, of floats as they are stored.
 template <class Math>
 EK_INLINE bool write_change_of_floats(const typename Math::Element* now, const typename Math::Element* before, typename Math::Element* change,
