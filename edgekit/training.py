@@ -445,12 +445,12 @@ def train_from_file(path: str | Path, overrides: Iterable[str], cache_root: Path
     if hasattr(definition, "select"):
         definition.select(module, bank.silenced(bank.silent(recipe.modality)), recipe.seed)
     run(recipe.modality, module, definition.train_forward, joint, scratch / f"{recipe.modality}-{key[:8]}", bank, watch, augmented=None if recipe.frozen_encoders else augmented)
+    rounding = QuantizeAware.model_fields.keys() - Phase.model_fields.keys()
     for k, (name, phase) in enumerate(aware.items(), 1):
-        rounding = {"layers", "bits", "jitter"}
         schedule = Schedule(**phase.model_dump(exclude=rounding), modality=recipe.modality, seed=recipe.seed + k)
         key = sha256_of({"after": key, "schedule": asdict(schedule), **phase.model_dump(include=rounding, exclude_defaults=True)})
         folder = scratch / f"aware-{key[:8]}"
-        with rounded_outputs(module, phase.layers, phase.bits, phase.jitter, read.where(f"{name}.layers")):
+        with rounded_outputs(module, **phase.model_dump(include=rounding), where=read.where(f"{name}.layers")):
             run("quantize-aware", module, definition.train_forward, schedule, folder, bank, watch, augmented=None if recipe.frozen_encoders else augmented)
     if recipe.significant_bits is not None:
         round_weights(module, recipe.significant_bits)

@@ -76,8 +76,8 @@ struct ConvSpec {
   float slope;                   // PReLU; 1: none
   float inv_scale;               // int8: 1 / scale of the output
   Algorithm algorithm;
-  bool takes_turns = false;      // will be run as EK_WHOLE and EK_REST, the first half of its taps being the older frames; then q of
-                                 // either frame and their sum are within +-127
+  bool takes_turns = false;      // will be run as EK_WHOLE and EK_REST, the first half of its taps being the older frames; then an
+                                 // older q and the newer one of its place add up to at most +-127
 };
 
 // The same, packed by a row for itself into memory that the engine gave it. Plain data; pointers go into that memory.
@@ -111,6 +111,9 @@ struct Out {
   const void* before = nullptr;  // the same place of the last step's frame
   unsigned char* beyond = nullptr;  // becomes 1 where a change is too large to be written; else it stays. Written with relaxed atomics
 };
+
+// A change is too large. Threads may say so at once.
+static inline void say_beyond(unsigned char* beyond) { __atomic_store_n(beyond, static_cast<unsigned char>(1), __ATOMIC_RELAXED); }
 
 constexpr int kSumBytes = 4;
 // How many sums a phase keeps: three of a complex number, for Gauss.

@@ -125,7 +125,7 @@ EK_INLINE void write_complex(const Out* out, int column, int channel, f32x4 re, 
       if (out->change) {
         const ptrdiff_t at = static_cast<ptrdiff_t>(column) * out->frame_step + channel;
         if (!write_change(y, static_cast<const int8_t*>(out->before) + at, static_cast<int8_t*>(out->change) + at, out->channels, third)) {
-          __atomic_store_n(out->beyond, static_cast<unsigned char>(1), __ATOMIC_RELAXED);
+          say_beyond(out->beyond);
         }
       }
     }

@@ -22,13 +22,13 @@ size_t place_conv(const ConvSpec* spec, char* memory, Conv* conv) {
   Carver carver{memory, 0};
   begin_conv(spec, carver, conv, Mac::kPanel, Mac::kColumns, Mac::kInputs);
   const int panels = rounded(spec->c_out, Mac::kPanel) / Mac::kPanel;
-  size_t inputs = 0, newer = 0;
+  size_t inputs = 0;
   for (int t = 0; t < spec->n_taps; t++) inputs += rounded(spec->sources[t].c_in, Mac::kInputs);
   if (spec->takes_turns) inputs += inputs / 2;
-  for (int t = 0; t < spec->n_taps / 2; t++) newer += static_cast<size_t>(spec->c_out) * spec->sources[t].c_in;
   int8_t* packed = take<int8_t>(carver, panels * inputs * 2 * Mac::kPanel);
   if (!memory) return carver.used;
   conv->weights = packed;
+  const size_t newer = weights_of_half(spec);
   for (int panel = 0; panel < panels; panel++) {
     const auto pack = [&](int n_taps, bool both) {
       size_t at = 0;

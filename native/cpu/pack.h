@@ -31,5 +31,12 @@ static inline int sum_of(const int* values, int n) {
   return sum;
 }
 
+// How many weights of one part a layer's older frames have; the newer ones' follow them.
+static inline size_t weights_of_half(const ConvSpec* spec) {
+  size_t count = 0;
+  for (int t = 0; t < spec->n_taps / 2; t++) count += static_cast<size_t>(spec->c_out) * spec->sources[t].c_in;
+  return count;
+}
+
 }  // namespace ek
 #endif

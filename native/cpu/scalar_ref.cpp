@@ -98,7 +98,7 @@ void write_complex(const Out* out, int column, int channel, float re, float im, 
     if (out->change) {
       const ptrdiff_t at = static_cast<ptrdiff_t>(column) * out->frame_step + channel;
       if (!write_change<N>(row + channel, static_cast<const typename N::Element*>(out->before) + at, static_cast<typename N::Element*>(out->change) + at, out->channels, gauss)) {
-        __atomic_store_n(out->beyond, static_cast<unsigned char>(1), __ATOMIC_RELAXED);
+        say_beyond(out->beyond);
       }
     }
   }
@@ -137,8 +137,6 @@ size_t place_conv(const ConvSpec* spec, char* memory, Conv* conv) {
   conv->inv_scale = spec->inv_scale;
   conv->variant = spec->algorithm;
   conv->takes_turns = spec->takes_turns;
-  size_t all = 0;
-  for (int t = 0; t < spec->n_taps; t++) all += static_cast<size_t>(spec->c_out) * spec->sources[t].c_in;
   const auto put = [&](int n_taps, auto get) {
     size_t at = 0;
     for (int t = 0; t < n_taps; t++) {
@@ -151,7 +149,8 @@ size_t place_conv(const ConvSpec* spec, char* memory, Conv* conv) {
   };
   for (int t = 0; t < spec->n_taps; t++) conv->c_in[t] = spec->sources[t].c_in, conv->step[t] = spec->sources[t].step;
   put(spec->n_taps, [&](int part, size_t i) { return weight<N>(spec->w[part], spec->q[part], i); });
-  if (spec->takes_turns) put(spec->n_taps / 2, [&](int part, size_t i) { return sum_of_weights<N>(spec->w[part], spec->q[part], i, all / 2 + i); });
+  const size_t newer = weights_of_half(spec);
+  if (spec->takes_turns) put(spec->n_taps / 2, [&](int part, size_t i) { return sum_of_weights<N>(spec->w[part], spec->q[part], i, newer + i); });
   return carver.used;
 }
 

@@ -90,8 +90,6 @@ EK_INLINE typename V::Floats affine(typename V::Floats sum, typename V::Floats g
   return V::prelu(gain * sum + bias, slope);
 }
 
-EK_INLINE void say_beyond(const Out* out) { __atomic_store_n(out->beyond, static_cast<unsigned char>(1), __ATOMIC_RELAXED); }
-
 // Sums of floats, which start at 0, on their way from one step to the next.
 template <class V>
 struct FloatSums {
@@ -121,7 +119,7 @@ EK_INLINE void write_complex(const Out* out, int column, int c, typename Math::V
       const ptrdiff_t at = static_cast<ptrdiff_t>(column) * out->frame_step + c;
       if (!Math::write_change(row, static_cast<const typename Math::Element*>(out->before) + at, static_cast<typename Math::Element*>(out->change) + at,
                               out->channels, planes))
-        say_beyond(out);
+        say_beyond(out->beyond);
     }
   }
   if (out->floats) {
@@ -245,7 +243,7 @@ void block(const Conv* conv, const Tap* taps, const Out* out, int column, int pa
           Math::store_complex(row + n * step, plane, y_re(n), y_im(n), inv_scale, planes);
           fits &= Math::write_change(row + n * step, before + n * step, change + n * step, plane, planes);
         }
-        if (!fits) say_beyond(out);
+        if (!fits) say_beyond(out->beyond);
       }
     } else {
 #pragma GCC unroll 8
@@ -276,14 +274,9 @@ EK_INLINE Block block_of(int panels, int columns) {
   }
 }
 
-// Where a row wants the sum of older and newer weights beside them, and how many weights the older ones are.
+// Where a row wants the sum of older and newer weights beside them.
 template <class Math>
 EK_INLINE bool takes_sum(const ConvSpec* spec) { return spec->takes_turns && Math::kStoresSum; }
-EK_INLINE size_t weights_of_half(const ConvSpec* spec) {
-  size_t count = 0;
-  for (int t = 0; t < spec->n_taps / 2; t++) count += static_cast<size_t>(spec->c_out) * spec->sources[t].c_in;
-  return count;
-}
 
 // Everything of a packed phase but its weights. What int8 sums start at stands in front of them, one number for every output channel.
 template <class Math>

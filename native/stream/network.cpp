@@ -481,16 +481,18 @@ bool Network::is_sane(const char* state) const {
   return memchr(state + floats_bytes_, never, row_bytes_ - floats_bytes_) == nullptr;
 }
 
+// Of the frame that came `age` steps before the one in slot `newest`.
+int Network::slot_of(int ring, int newest, int age) const { return newest < age ? newest - age + rings_[ring].frames : newest - age; }
+
 void* Network::at(const Step& step, int ring, int age) const {
   const Ring& r = rings_[ring];
-  const int slot = step.slot[ring] - age;
-  return step.state + r.offset + static_cast<size_t>(slot < 0 ? slot + r.frames : slot) * r.frame_bytes + kPad * r.row_bytes;
+  return step.state + r.offset + static_cast<size_t>(slot_of(ring, step.slot[ring], age)) * r.frame_bytes + kPad * r.row_bytes;
 }
 
 void* Network::at_clock(char* state, uint64_t clock, int ring, int age) const {
   const Ring& r = rings_[ring];
-  const int slot = static_cast<int>(clock % static_cast<uint64_t>(r.frames)) - age;
-  return state + r.offset + static_cast<size_t>(slot < 0 ? slot + r.frames : slot) * r.frame_bytes + kPad * r.row_bytes;
+  const int newest = static_cast<int>(clock % static_cast<uint64_t>(r.frames));
+  return state + r.offset + static_cast<size_t>(slot_of(ring, newest, age)) * r.frame_bytes + kPad * r.row_bytes;
 }
 
 void Network::clear(const Step& step, int ring) const {
@@ -509,13 +511,12 @@ void Network::write_changes(const Step& step, int ring) const {
   const int channels = static_cast<int>(r.row_bytes / static_cast<size_t>(planes_ * row_->element_bytes)), rows = static_cast<int>(r.frame_bytes / r.row_bytes) - 2 * kPad;
   for (int f = 0; f < rows; f++) {
     const size_t row = static_cast<size_t>(f) * r.row_bytes;
-    if (!row_->change_row(now + row, before + row, change + row, channels, planes_)) *beyond(step, ring, 0) = 1;
+    if (!row_->change_row(now + row, before + row, change + row, channels, planes_)) say_beyond(beyond(step, ring, 0));
   }
 }
 
 unsigned char* Network::beyond(const Step& step, int ring, int age) const {
-  const int slot = step.slot[ring] - age;
-  return reinterpret_cast<unsigned char*>(step.state) + rings_[ring].beyond + (slot < 0 ? slot + rings_[ring].frames : slot);
+  return reinterpret_cast<unsigned char*>(step.state) + rings_[ring].beyond + slot_of(ring, step.slot[ring], age);
 }
 
 // Whether all changes that a phase reads, or read so many steps ago, are whole.
@@ -678,7 +679,7 @@ void Network::project(const Step& step, const void* const x[2], int thread, int 
     row_->dense(&projection_[1][f], x[1], im, 0, projection_[1][f].items);
     const Out out = out_to(step, decoder_ring(0), f, 1);
     row_->store_row(re, im, projection_inv_scale_, out.frame, channels, planes_);
-    if (out.change && !row_->change_row(out.frame, out.before, out.change, channels, planes_)) __atomic_store_n(out.beyond, static_cast<unsigned char>(1), __ATOMIC_RELAXED);
+    if (out.change && !row_->change_row(out.frame, out.before, out.change, channels, planes_)) say_beyond(out.beyond);
   }
 }
 

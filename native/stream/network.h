@@ -120,6 +120,7 @@ class Network {
   size_t place_projection(const WeightFile& file, Arena* packed, void* scratch);
   size_t scratch_numbers() const;
 
+  int slot_of(int ring, int newest, int age) const;
   void* at(const Step& step, int ring, int age) const;
   void* at_clock(char* state, uint64_t clock, int ring, int age) const;
   static void work(void* step, Team* team, int thread);

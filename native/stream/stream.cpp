@@ -138,13 +138,14 @@ ek_status choose(const WeightFile& file, const ek_options& options, Choice* choi
   if (choice->algorithm == EK_ALGORITHM_GAUSS && choice->precision != EK_PRECISION_FP32) {
     return fail(EK_UNSUPPORTED, "Gauss's three products are for fp32 alone: sums of two int8 or bf16 numbers do not fit their format");
   }
-  const char* lacks = lacks_fast(*choice->row, file);
+  // The scalar row stays plain unless it is asked: it is the definition. Who asks for another algorithm does not wait for a look at all weights.
+  const bool may_be_fast = choice->algorithm == EK_ALGORITHM_FAST || (choice->algorithm == EK_ALGORITHM_AUTO && strncmp(choice->row->name, "scalar", 6) != 0);
+  const char* lacks = may_be_fast ? lacks_fast(*choice->row, file) : nullptr;
   if (choice->algorithm == EK_ALGORITHM_FAST && lacks) {
     return fail(EK_UNSUPPORTED, "the kernels %s cannot share products between frames (%s); four_mult always works", choice->row->name, lacks);
   }
   if (choice->algorithm == EK_ALGORITHM_AUTO) {
-    const bool is_scalar = strncmp(choice->row->name, "scalar", 6) == 0;  // the definition stays the plain form
-    choice->algorithm = !lacks && !is_scalar ? EK_ALGORITHM_FAST
+    choice->algorithm = may_be_fast && !lacks ? EK_ALGORITHM_FAST
                         : choice->precision == EK_PRECISION_FP32 && is_gauss_faster(*choice->row) ? EK_ALGORITHM_GAUSS : EK_ALGORITHM_FOUR_MULT;
   }
   return EK_OK;
